@@ -1,0 +1,1 @@
+"""Executors of plans. Each answers why it cannot run; ``choose`` picks one."""

@@ -1,0 +1,99 @@
+"""The contract of a backend: the whole solve forward, and its exact discrete adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fastode.checkpoint import Checkpoint
+from fastode.problem import Plan
+from fastode.solution import DenseOutput, Stats
+from fastode.vjp import FieldVjp
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Result of a forward solve.
+
+    Attributes:
+        ys: (T, B, D), NaN beyond the time a sample reached.
+        dense: the dense output, where the plan asks for it.
+        status: (B,) int64 of ``Status``.
+        reached: (B,) float64.
+        stats: work per sample.
+        record: what ``backward`` needs; None when no policy was given.
+    """
+
+    ys: Tensor
+    dense: DenseOutput | None
+    status: Tensor
+    reached: Tensor
+    stats: Stats
+    record: Any
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Result of a backward solve; None stands for an exact zero.
+
+    Attributes:
+        y0: (B, D), gradient with respect to the state at the start, from outputs after the start.
+        controls: one entry per wanted control.
+        externals: one entry per external tensor.
+    """
+
+    y0: Tensor
+    controls: list[Tensor | None]
+    externals: list[Tensor | None]
+
+
+class Backend(Protocol):
+    """Executes plans. Stateless; every backend takes the same steps as ``reference``."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """Why this backend cannot run on this machine at all, or None."""
+        ...
+
+    def unsupported(self, plan: Plan) -> str | None:
+        """Why this backend cannot run this plan, or None."""
+        ...
+
+    def forward(
+        self, plan: Plan, y0: Tensor, controls: Sequence[Tensor], k1: Tensor, policy: Checkpoint | None
+    ) -> Forward:
+        """Solves without gradient.
+
+        Args:
+            plan: the solve.
+            y0: (B, D) in the work dtype, contiguous.
+            controls: leaves (B, ...).
+            k1: (B, D), the field at the start.
+            policy: what to remember for ``backward``; None remembers nothing.
+        """
+        ...
+
+    def backward(
+        self,
+        plan: Plan,
+        record: Any,
+        controls: Sequence[Tensor],
+        vjp: FieldVjp,
+        grad_ys: Tensor,
+        grad_coefs: Tensor | None,
+    ) -> Gradients:
+        """The discrete adjoint of the recorded steps.
+
+        Args:
+            plan: as given to ``forward``.
+            record: as returned by it.
+            controls: as given to it.
+            vjp: the field's vector-Jacobian products.
+            grad_ys: (T, B, D); entries at or before the start and of failed samples are ignored.
+            grad_coefs: gradient with respect to ``dense.coefs``, or None.
+        """
+        ...

@@ -1,0 +1,133 @@
+"""Backend ``reference``: the specification in torch, on any device, with the simplest possible discrete adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastode.backends.base import Forward, Gradients
+from fastode.backends.healthy import healthy_index
+from fastode.checkpoint import Checkpoint
+from fastode.problem import Plan
+from fastode.reference import Field, Steps, evaluate, integrate, polynomial, replay, rk_step
+from fastode.status import Status
+from fastode.vjp import FieldVjp
+
+
+@dataclass(frozen=True)
+class ReferenceRecord:
+    """The steps, and the states (B, D) at the start of every ``every``-th of them."""
+
+    steps: Steps
+    states: list[Tensor]
+    every: int
+
+
+class ReferenceBackend:
+    """Pure torch; the oracle of every test."""
+
+    name = "reference"
+
+    def unavailable(self) -> str | None:
+        """Runs wherever torch runs."""
+        return None
+
+    def unsupported(self, plan: Plan) -> str | None:
+        """Runs every plan."""
+        return None
+
+    def forward(
+        self, plan: Plan, y0: Tensor, controls: Sequence[Tensor], k1: Tensor, policy: Checkpoint | None
+    ) -> Forward:
+        """See ``Backend.forward``."""
+
+        def field(t: Tensor, y: Tensor) -> Tensor:
+            return plan.field(t, y, controls)
+
+        with torch.no_grad():
+            steps = integrate(plan, field, y0, k1)
+            ys, dense = replay(plan, field, steps, y0, plan.times)
+            record = None
+            if policy is not None:
+                every = _spacing(policy, steps.n, y0)
+                states = [state for _, state in _walk(plan, field, steps, y0, 0, steps.n)[::every]]
+                record = ReferenceRecord(steps, states, every)
+        return Forward(ys, dense, steps.status, steps.reached, steps.stats, record)
+
+    def backward(
+        self,
+        plan: Plan,
+        record: ReferenceRecord,
+        controls: Sequence[Tensor],
+        vjp: FieldVjp,
+        grad_ys: Tensor,
+        grad_coefs: Tensor | None,
+    ) -> Gradients:
+        """See ``Backend.backward``: automatic differentiation of one step at a time."""
+        steps = record.steps
+        solved = steps.status == Status.SUCCESS
+        index = healthy_index(solved)
+        rows = vjp.leaf_rows([c[index] for c in controls])
+        wanted = vjp.wanted(rows)
+        totals: list[Tensor | None] = [None] * len(wanted)
+        p = torch.zeros_like(grad_ys[0])
+        if grad_coefs is not None and steps.n:
+            grad_coefs = grad_coefs.reshape(steps.n, plan.batch, *grad_coefs.shape[1:]).movedim(2, 1)
+        direction = torch.sign(plan.times[-1] - plan.times[0])
+
+        def field(t: Tensor, y: Tensor) -> Tensor:
+            return vjp(t, y, rows)
+
+        for block in reversed(range(0, steps.n, record.every)):
+            length = min(record.every, steps.n - block)
+            for j, state in reversed(_walk(plan, field, steps, record.states[block // record.every], block, length)):
+                active = steps.active(j) & solved
+                t, t_next, h = steps.t[j], steps.t_next[j], torch.where(active, steps.h[j], 0.0)
+                inside = active & (direction * (plan.times - t) > 0) & (direction * (t_next - plan.times) >= 0)
+                with torch.enable_grad():
+                    y = state[index].detach().requires_grad_()
+                    y1, stages = rk_step(plan.tableau, field, t, h, y, field(t, y))
+                    vjp.check(y1, [y, *wanted])
+                    coefs = polynomial(plan.tableau, h, y, stages)
+                    loss = (y1 * p).sum()
+                    for e in inside.any(1).nonzero().flatten().tolist():
+                        at_end = plan.times[e] == t_next
+                        theta = torch.where(inside[e] & ~at_end, (plan.times[e] - t) / h, 0.0)
+                        value = torch.where(at_end[:, None], y1, evaluate(coefs, theta))
+                        loss = loss + (torch.where(inside[e][:, None], grad_ys[e], 0.0) * value).sum()
+                    if grad_coefs is not None:
+                        loss = loss + (torch.where(active[:, None], grad_coefs[j], 0.0) * coefs).sum()
+                grads = torch.autograd.grad(loss, [y, *wanted], allow_unused=True)
+                p = grads[0]
+                totals = [add(total, grad) for total, grad in zip(totals, grads[1:], strict=True)]
+        return Gradients(p, totals[: vjp.n_controls], totals[vjp.n_controls :])
+
+
+def add(total: Tensor | None, term: Tensor | None) -> Tensor | None:
+    """The sum of two gradients where None is zero."""
+    if total is None or term is None:
+        return term if total is None else total
+    return total + term
+
+
+def _spacing(policy: Checkpoint, n_steps: int, y0: Tensor) -> int:
+    """``policy.every``, doubled until the states fit the budget."""
+    every = policy.every
+    if policy.max_bytes is not None:
+        size = y0.numel() * y0.element_size()
+        while every < n_steps and -(-n_steps // every) * size > policy.max_bytes:
+            every *= 2
+    return every
+
+
+def _walk(plan: Plan, field: Field, steps: Steps, state: Tensor, start: int, length: int) -> list[tuple[int, Tensor]]:
+    """(j, state before step j) for ``length`` steps from number ``start`` on, from the state there. No gradient."""
+    states = [(start, state)]
+    with torch.no_grad():
+        for j in range(start, start + length - 1):
+            state, _ = rk_step(plan.tableau, field, steps.t[j], steps.h[j], state, field(steps.t[j], state))
+            states.append((j + 1, state))
+    return states

@@ -1,0 +1,393 @@
+"""Backend ``stepped``: any torch field; everything else of a step in compiled kernels over the batch.
+
+Forward, finished samples are dropped from the batch as soon as they are a good part of it, provided that the field
+gives the remaining rows the same values then (it may mix samples, or close over per-sample tensors). Backward, the
+stages of each step are computed again from the record and pulled back one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastode._environment import _C, use_num_threads
+from fastode.backends.base import Forward, Gradients
+from fastode.backends.healthy import healthy_index
+from fastode.checkpoint import Checkpoint
+from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS, RATIO_FLOOR, IController
+from fastode.problem import Plan
+from fastode.solution import DenseOutput, Stats
+from fastode.status import Status
+from fastode.vjp import FieldVjp
+
+_MAX_STAGES = 32
+_COMPACT_BELOW = 0.75
+"""The batch is compacted when no more than this part of its samples is still running."""
+_SAME_ULPS = 64
+"""Values that differ by no more than this many roundings of the largest one count as the same."""
+_RAGGED_BELOW = 0.9
+"""The backward batch shrinks with the samples when they take less than this part of the longest one's steps."""
+
+
+@dataclass(frozen=True)
+class SteppedRecord:
+    """The compiled record of steps, the field at the start k1 (B, D), and which samples were solved (B,)."""
+
+    steps: Any
+    k1: Tensor
+    solved: Tensor
+
+
+class SteppedBackend:
+    """Field as torch operations, the rest compiled; on the CPU."""
+
+    name = "stepped"
+
+    def unavailable(self) -> str | None:
+        """Runs wherever the extension was built."""
+        return None
+
+    def unsupported(self, plan: Plan) -> str | None:
+        """See ``Backend.unsupported``."""
+        device = plan.field.state.device
+        if device.type != "cpu":
+            return f"its kernels run on the CPU, the state is on {device}"
+        if plan.tableau.n_stages > _MAX_STAGES:
+            return f"at most {_MAX_STAGES} stages, {plan.tableau.name} has {plan.tableau.n_stages}"
+        return None
+
+    def forward(
+        self, plan: Plan, y0: Tensor, controls: Sequence[Tensor], k1: Tensor, policy: Checkpoint | None
+    ) -> Forward:
+        """See ``Backend.forward``."""
+        use_num_threads()
+        with torch.no_grad():
+            return _forward(plan, y0.detach().contiguous(), [c.detach() for c in controls], k1.contiguous(), policy)
+
+    def backward(
+        self,
+        plan: Plan,
+        record: SteppedRecord,
+        controls: Sequence[Tensor],
+        vjp: FieldVjp,
+        grad_ys: Tensor,
+        grad_coefs: Tensor | None,
+    ) -> Gradients:
+        """See ``Backend.backward``."""
+        use_num_threads()
+        return _Backward(plan, record, controls, vjp, grad_ys, grad_coefs).run()
+
+
+def _control(plan: Plan) -> dict[str, float]:
+    """The constants of ``csrc/core/step_control.h``; fixed steps use only the last two."""
+    controller = plan.controller or IController()
+    exponent = plan.tableau.error_exponent
+    b1, b2, b3 = controller.exponents(exponent)
+    return {
+        "exponent": exponent,
+        "b1": b1,
+        "b2": b2,
+        "b3": b3,
+        "safety": controller.safety,
+        "min_factor": controller.min_factor,
+        "max_factor": controller.max_factor,
+        "min_step": controller.min_step,
+        "max_step": controller.max_step,
+        "ratio_floor": RATIO_FLOOR,
+        "last_stretch": LAST_STEP_STRETCH,
+        "min_ulps": MIN_STEP_ULPS,
+    }
+
+
+def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy: Checkpoint | None) -> Forward:
+    tableau, dtype = plan.tableau, y0.dtype
+    batch, width = y0.shape
+    wide = dtype == torch.float64
+    ys = torch.full((plan.times.shape[0], batch, width), torch.nan, dtype=dtype)
+    steps = None
+    if policy is not None or plan.dense:
+        make_record = _C.StepRecord64 if wide else _C.StepRecord32
+        every, budget = (policy.every, policy.max_bytes or 0) if policy is not None else (0, 0)
+        steps = make_record(batch, width, every, budget)
+    controller = plan.controller
+    stepper = (_C.Stepper64 if wide else _C.Stepper32)(
+        batch=batch,
+        width=width,
+        n_times=plan.times.shape[0],
+        times_ptr=plan.times.data_ptr(),
+        step_size_ptr=0 if plan.step_size is None else plan.step_size.data_ptr(),
+        rtol_ptr=plan.rtol.data_ptr(),
+        atol_ptr=plan.atol.data_ptr(),
+        ys_ptr=ys.data_ptr(),
+        max_steps=plan.max_steps,
+        first_step=0.0 if controller is None else controller.first_step or 0.0,
+        dense=plan.dense,
+        c=tableau.c.tolist(),
+        a=tableau.a.flatten().tolist(),
+        e=[] if tableau.e is None else tableau.e.tolist(),
+        q=tableau.q.flatten().tolist(),
+        control=_control(plan),
+        record=steps,
+    )
+    stepper.start(y0.data_ptr(), k1.data_ptr())
+    k: Tensor | None = None
+    t, y = torch.empty(batch, dtype=dtype), torch.empty(batch, width, dtype=dtype)
+    if controller is not None and controller.first_step is None and batch > 0:
+        stepper.probe(t.data_ptr(), y.data_ptr())
+        k = plan.field(t, y, controls).contiguous()
+        stepper.choose_first_step(k.data_ptr())
+
+    running = len(stepper.running())
+    may_compact = True
+    k = None
+    while running > 0:
+        if may_compact and running <= _COMPACT_BELOW * stepper.lanes:
+            kept = torch.from_numpy(stepper.running())
+            fewer = [c[kept] for c in controls]
+            if k is None or _same_rows(plan, t[kept], y[kept], fewer, k[kept]):
+                stepper.compact()
+                controls, t, y = fewer, t[:running], y[:running]
+            else:
+                may_compact = False
+        k = None
+        for i in range(1, tableau.n_stages):
+            stepper.stage(i, 0 if k is None else k.data_ptr(), t.data_ptr(), y.data_ptr())
+            # The kernel copies k before y is overwritten: a field may return its argument, or a buffer of its own.
+            k = plan.field(t, y, controls).contiguous()
+        assert k is not None
+        running = stepper.finish_step(y.data_ptr(), k.data_ptr())
+
+    n_accepted, n_rejected = torch.from_numpy(stepper.n_accepted()), torch.from_numpy(stepper.n_rejected())
+    stats = Stats(n_accepted + n_rejected, n_accepted, n_rejected, torch.from_numpy(stepper.n_evals()))
+    status, reached = torch.from_numpy(stepper.status()), torch.from_numpy(stepper.reached())
+    record = None
+    if steps is not None:
+        steps.finish()
+        record = None if policy is None else SteppedRecord(steps, k1, status == Status.SUCCESS)
+    dense = _dense_output(plan, stepper, steps, ys[0], reached, n_accepted) if plan.dense else None
+    return Forward(ys, dense, status, reached, stats, record)
+
+
+def _same_rows(plan: Plan, t: Tensor, y: Tensor, controls: list[Tensor], expected: Tensor) -> bool:
+    """Whether the field gives these rows by themselves the values they had among all rows, up to rounding."""
+    try:
+        value = plan.field(t, y, controls)
+    except Exception:  # the field holds something that only fits the whole batch; there it works
+        return False
+    bound = _SAME_ULPS * torch.finfo(plan.field.state.dtype).eps * expected.abs().amax(dim=1, keepdim=True)
+    return bool(((value - expected).abs() <= bound).all()) if expected.shape[1] else True
+
+
+def _dense_output(plan: Plan, stepper: Any, steps: Any, y0: Tensor, reached: Tensor, n_accepted: Tensor) -> DenseOutput:
+    coefs = torch.empty(steps.steps, plan.tableau.degree + 1, y0.shape[1], dtype=y0.dtype)
+    stepper.copy_dense(coefs.data_ptr())
+    start, _, size, rows = (torch.from_numpy(column) for column in steps.table())
+    return DenseOutput(start, size, rows, coefs, n_accepted, plan.times[0], reached, y0)
+
+
+class _Backward:
+    """The walk through the steps from the last to the first, all samples at the same step number.
+
+    Lanes are samples. Where the numbers of steps differ much they are sorted, longest first, so that the samples that
+    took a step number j are the first few; otherwise, or when the field cannot be called with fewer or other rows, the
+    lanes are the whole batch in its order, and who took no step j stands still with h = 0.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        record: SteppedRecord,
+        controls: Sequence[Tensor],
+        vjp: FieldVjp,
+        grad_ys: Tensor,
+        grad_coefs: Tensor | None,
+    ) -> None:
+        self.plan, self.steps, self.vjp = plan, record.steps, vjp
+        self.wide = grad_ys.dtype == torch.float64
+        self.width = grad_ys.shape[2]
+        count = torch.from_numpy(record.steps.count())
+        moving = record.solved & (count > 0)
+        self.moving = moving
+        self.longest = int(count[moving].max()) if bool(moving.any()) else 0
+        self.shrinks = False
+        total = int(count[moving].sum())
+        self.lanes = healthy_index(moving)
+        if self.longest and total < _RAGGED_BELOW * self.longest * plan.batch:
+            self.shrinks = self._try_shrinking(record, controls, count)
+        self.count = count[self.lanes]
+        grad_ys = grad_ys.contiguous()
+        grad_coefs = None if grad_coefs is None else grad_coefs.contiguous()
+        self.kept_alive = (grad_ys, grad_coefs)
+        self.walker = (_C.StepWalker64 if self.wide else _C.StepWalker32)(
+            record=record.steps,
+            width=self.width,
+            n_times=plan.times.shape[0],
+            degree=plan.tableau.degree,
+            times_ptr=plan.times.data_ptr(),
+            grad_ys_ptr=grad_ys.data_ptr(),
+            grad_coefs_ptr=0 if grad_coefs is None else grad_coefs.data_ptr(),
+            samples=self.lanes.tolist(),
+        )
+        self.controls = [c.detach()[self.lanes] for c in controls]
+        self.rows: list[Tensor] = []
+        self.rows_for = -1
+
+    def _try_shrinking(self, record: SteppedRecord, controls: Sequence[Tensor], count: Tensor) -> bool:
+        """Sorts the lanes if the field gives half of them, in the new order, the values of the whole batch."""
+        order = torch.argsort(torch.where(self.moving, count, -1), descending=True, stable=True)
+        order = order[: int(self.moving.sum())]
+        some = order[: (len(order) + 1) // 2]
+        y = torch.empty(len(some), self.width, dtype=record.k1.dtype)
+        probe = (_C.StepWalker64 if self.wide else _C.StepWalker32)(
+            record=record.steps,
+            width=self.width,
+            n_times=0,
+            degree=0,
+            times_ptr=0,
+            grad_ys_ptr=0,
+            grad_coefs_ptr=0,
+            samples=some.tolist(),
+        )
+        probe.states(0, len(some), y.data_ptr())
+        with torch.no_grad():
+            fewer = [c.detach()[some] for c in controls]
+            if not _same_rows(self.plan, self.plan.times[0][some], y, fewer, record.k1[some]):
+                return False
+        self.lanes = order
+        return True
+
+    def active(self, j: int) -> int:
+        """Number of lanes that are evaluated at step number j."""
+        return int((self.count > j).sum()) if self.shrinks else len(self.lanes)
+
+    def use_rows(self, n: int) -> list[Tensor]:
+        """The controls of the first n lanes as leaves."""
+        if n != self.rows_for:
+            self.rows, self.rows_for = self.vjp.leaf_rows([c[:n] for c in self.controls]), n
+        return self.rows
+
+    def run(self) -> Gradients:
+        """The whole walk."""
+        n_lanes, dtype = len(self.lanes), self.kept_alive[0].dtype
+        p = torch.zeros(n_lanes, self.width, dtype=dtype)
+        wanted = self.vjp.wanted(self.use_rows(n_lanes))
+        totals: list[Tensor | None] = [None] * len(wanted)
+        every = self.steps.every
+        for block in reversed(range(0, self.longest, every)):
+            states = self.block(block, min(every, self.longest - block))
+            for j in reversed(range(block, block + len(states))):
+                self.step(j, states.pop(), p, totals)
+        n_controls = self.vjp.n_controls
+        controls = [self.scatter(total) for total in totals[:n_controls]]
+        y0 = self.scatter(p)
+        assert y0 is not None
+        return Gradients(y0, controls, totals[n_controls:])
+
+    def scatter(self, lanes: Tensor | None) -> Tensor | None:
+        """Rows of lanes back in the order of the batch; zero for samples that are no lane of their own."""
+        if lanes is None:
+            return None
+        own = self.lanes == torch.arange(len(self.lanes)) if not self.shrinks else None
+        if own is not None:
+            return lanes if bool(own.all()) else torch.where(own.reshape(-1, *[1] * (lanes.ndim - 1)), lanes, 0.0)
+        return lanes.new_zeros(self.plan.batch, *lanes.shape[1:]).index_copy(0, self.lanes, lanes)
+
+    def block(self, start: int, length: int) -> list[Tensor]:
+        """States at the start of steps start, start + 1, ...: the first from the record, the others computed again."""
+        n = self.active(start)
+        y = torch.empty(n, self.width, dtype=self.kept_alive[0].dtype)
+        self.walker.states(start, n, y.data_ptr())
+        states = [y]
+        with torch.no_grad():
+            for j in range(start, start + length - 1):
+                n = self.active(j + 1)
+                y = states[-1][:n]
+                rows = [c[:n] for c in self.controls]
+                t, h = self.times(j, n)
+                stages: list[Tensor] = []
+                state = y
+                for i in range(self.plan.tableau.n_stages):
+                    if i:
+                        state = self.combine(y, h, list(self.plan.tableau.a[i, :i]), stages)
+                    if i + 1 < self.plan.tableau.n_stages:  # the last stage's state is the new one
+                        stages.append(self.plan.field(t + float(self.plan.tableau.c[i]) * h, state, rows).contiguous())
+                states.append(state)
+        return states
+
+    def times(self, j: int, n: int) -> tuple[Tensor, Tensor]:
+        """Start and size of step j of the first n lanes, (n,) float64."""
+        t, h = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
+        self.walker.steps(j, n, t.data_ptr(), h.data_ptr())
+        return t, h
+
+    def combine(self, base: Tensor | None, scale: Tensor | None, coefs: list[float], terms: list[Tensor]) -> Tensor:
+        """Computes base + scale sum_j coefs[j] terms[j], all (n, D), scale (n,) float64."""
+        like = terms[0] if base is None else base
+        out = torch.empty_like(like)
+        _C.combine(
+            out.data_ptr(),
+            0 if base is None else base.data_ptr(),
+            0 if scale is None else scale.data_ptr(),
+            [float(c) for c in coefs],
+            [term.data_ptr() for term in terms],
+            like.shape[0],
+            self.width,
+            self.wide,
+        )
+        return out
+
+    def step(self, j: int, y: Tensor, p: Tensor, totals: list[Tensor | None]) -> None:
+        """The adjoint of step number j: p (lanes, D) before and after in place, gradients added to totals."""
+        tableau, n = self.plan.tableau, y.shape[0]
+        s, degree = tableau.n_stages, tableau.degree
+        t, h = self.times(j, n)
+        p_n = p[:n]
+        inner = torch.empty(degree + 1, n, self.width, dtype=y.dtype)
+        inside = self.walker.outputs(j, n, p_n.data_ptr(), inner.data_ptr())
+        used = s if inside or tableau.b[s - 1] != 0.0 else s - 1
+
+        rows = self.use_rows(n)
+        states: list[Tensor] = []
+        values: list[Tensor] = []
+        for i in range(used):
+            state = y if i == 0 else self.combine(y, h, list(tableau.a[i, :i]), values)
+            states.append(state.detach().requires_grad_())
+            values.append(self.vjp(t + float(tableau.c[i]) * h, states[-1], rows).contiguous())
+
+        pulled: list[Tensor] = []
+        pulled_from: list[int] = []
+        for i in reversed(range(used)):
+            coefs, terms = [float(tableau.b[i])], [p_n]
+            if inside:
+                coefs += [float(q) for q in tableau.q[i]]
+                terms += list(inner[1:].unbind())
+            coefs += [float(tableau.a[m, i]) for m in pulled_from]
+            terms += pulled
+            if not any(coefs):
+                continue
+            g = self.combine(None, h, coefs, terms)
+            grads = self.vjp.pull(values[i], states[i], rows, g)
+            if grads[0] is not None:
+                pulled.append(grads[0].contiguous())
+                pulled_from.append(i)
+            self.accumulate(totals, grads[1:], n)
+        sums = pulled + ([inner[0]] if inside else [])
+        if sums:
+            p_n.copy_(self.combine(p_n, None, [1.0] * len(sums), sums))
+
+    def accumulate(self, totals: list[Tensor | None], grads: list[Tensor | None], n: int) -> None:
+        """Adds gradients by wanted controls (n rows) and externals, in the order of the walk."""
+        for index, grad in enumerate(grads):
+            if grad is None:
+                continue
+            total = totals[index]
+            if total is None:
+                lead = (len(self.lanes),) if index < self.vjp.n_controls else grad.shape[:1]
+                total = totals[index] = grad.new_zeros(lead + grad.shape[1:] if grad.ndim else ())
+            if index < self.vjp.n_controls:
+                total = total[:n]
+            total.add_(grad)

@@ -1,0 +1,54 @@
+"""``gradient="backprop"``: automatic differentiation through the reference's accepted steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fastode.backends.base import Forward
+from fastode.backends.healthy import healthy_index
+from fastode.hostflags import host_any
+from fastode.problem import Inputs, Plan
+from fastode.reference import Steps, integrate, replay
+from fastode.solution import DenseOutput
+from fastode.status import Status
+
+
+def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, Forward]:
+    """Solves by the reference; ys (T, B, D) and dense coefficients carry a graph of any order.
+
+    In the graph failed samples are copies of a healthy one, so that nothing infinite enters it.
+    """
+    y0, controls, times = inputs.y0, inputs.controls, inputs.times
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return plan.field(t, y, controls)
+
+    with torch.no_grad():
+        steps = integrate(plan, field, y0, field(plan.times[0], y0))
+    solved = steps.status == Status.SUCCESS
+    if not host_any(~solved):
+        return _result(steps, *replay(plan, field, steps, y0, times))
+    with torch.no_grad():
+        ys, dense = replay(plan, field, steps, y0, plan.times)
+    index = healthy_index(solved)
+    twin_controls = [c[index] for c in controls]
+    graph, graph_dense = replay(
+        replace(plan, times=plan.times[:, index]),
+        lambda t, y: plan.field(t, y, twin_controls),
+        steps.select(index),
+        y0[index],
+        times[:, index],
+    )
+    ys = torch.where(solved[:, None], graph, ys)
+    if dense is not None and graph_dense is not None:
+        rows = solved.repeat(steps.n)
+        dense = replace(dense, coefs=torch.where(rows[:, None, None], graph_dense.coefs, dense.coefs))
+    return _result(steps, ys, dense)
+
+
+def _result(steps: Steps, ys: Tensor, dense: DenseOutput | None) -> tuple[Tensor, Tensor | None, Forward]:
+    coefs = None if dense is None else dense.coefs
+    return ys, coefs, Forward(ys, dense, steps.status, steps.reached, steps.stats, None)

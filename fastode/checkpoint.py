@@ -1,0 +1,30 @@
+"""How much of a solve is remembered for its gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The exact discrete adjoint from the states at the start of accepted steps.
+
+    Args:
+        every: the state of every ``every``-th accepted step of a sample is kept; those between are computed again, at
+            the cost of one more forward evaluation of each stage. 1 keeps all.
+        max_bytes: budget for the kept states of the whole batch, in bytes. When it would be exceeded ``every`` is
+            doubled, as often as needed. One state per sample is always kept. None means no limit.
+
+    Raises:
+        ValueError: a value that is not a positive integer.
+    """
+
+    every: int = 1
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"every must be a positive integer, got {self.every!r}")
+        limit = self.max_bytes
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"max_bytes must be a positive integer or None, got {limit!r}")

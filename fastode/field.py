@@ -1,0 +1,71 @@
+"""The user's vector field as backends see it: a function of flat rows, checked at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fastode.tree import StateSpec
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def work_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which states are held and combined: half precisions are widened to float32."""
+    return torch.float32 if dtype in HALF_DTYPES else dtype
+
+
+@dataclass(frozen=True)
+class FlatField:
+    """Calls ``field(t, y[, controls])`` on n samples held as rows.
+
+    Attributes:
+        field: the user's callable.
+        state: layout of a row.
+        controls_spec: structure of the controls tree, None where the field takes none.
+        autocast: (enabled, dtype) in force when the solve was called; re-established at every call, so that the
+            backward pass sees what the forward pass saw.
+    """
+
+    field: Callable[..., Any]
+    state: StateSpec
+    controls_spec: Any
+    autocast: tuple[bool, torch.dtype]
+
+    def __call__(self, t: Tensor, y: Tensor, controls: Sequence[Tensor]) -> Tensor:
+        """dy/dt of n samples.
+
+        Args:
+            t: (n,) times, any floating dtype; the field receives (n, 1, ..., 1) in the state's dtype.
+            y: (n, D) rows in the work dtype.
+            controls: leaves of the controls, each (n, ...).
+
+        Returns:
+            (n, D) in the work dtype; possibly a view of whatever the field returned.
+
+        Raises:
+            TypeError, ValueError: the field's value has not the structure, shape, dtype or device of the state.
+        """
+        n = y.shape[0]
+        dtype = self.state.dtype
+        time = t.to(dtype).reshape(n, *([1] * (self.state.time_rank - 1)))
+        arguments: list[Any] = [time, self.state.unflatten(y.to(dtype))]
+        if self.controls_spec is not None:
+            arguments.append(pytree.tree_unflatten(list(controls), self.controls_spec))
+        enabled, autocast_dtype = self.autocast
+        if enabled or torch.is_autocast_enabled(y.device.type):
+            with torch.autocast(y.device.type, dtype=autocast_dtype, enabled=enabled, cache_enabled=False):
+                value = self.field(*arguments)
+        else:
+            value = self.field(*arguments)
+        if not enabled:
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, Tensor) and leaf.dtype != dtype:
+                    raise TypeError(f"the field must return the state's dtype, {dtype}; got {leaf.dtype}")
+        flat = self.state.flatten(value, "the field's value", n)
+        return flat if flat.dtype == y.dtype else flat.to(y.dtype)

@@ -1,0 +1,205 @@
+"""Arguments of ``solve`` checked and brought into the one form that backends read."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fastode.controllers import IController, PIDController
+from fastode.field import FlatField, work_dtype
+from fastode.hostflags import host_any
+from fastode.tableaus import Tableau, get_tableau
+from fastode.tree import StateSpec, flatten_state
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a solve that is no differentiable input.
+
+    Attributes:
+        field: the vector field on rows.
+        tableau: the method, in first-same-as-last form.
+        controller: step-size control; None when the steps are fixed.
+        rtol, atol: (D,) tolerances in the work dtype.
+        step_size: (B,) float64, size of fixed steps; inf steps from output time to output time. None when adaptive.
+        times: (T, B) float64, output times, detached.
+        max_steps: limit on attempted steps per sample.
+        dense: whether the polynomial of each step is kept.
+    """
+
+    field: FlatField
+    tableau: Tableau
+    controller: PIDController | None
+    rtol: Tensor
+    atol: Tensor
+    step_size: Tensor | None
+    times: Tensor
+    max_steps: int
+    dense: bool
+
+    @property
+    def batch(self) -> int:
+        """Number of samples, B."""
+        return self.times.shape[1]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The differentiable inputs: y0 (B, D) in the work dtype, t (T, B) float64, leaves of the controls (B, ...)."""
+
+    y0: Tensor
+    times: Tensor
+    controls: list[Tensor]
+
+
+def check_times(t: Any, batch: int, device: torch.device) -> Tensor:
+    """Output times as (T, B) float64, differentiable in t.
+
+    Raises:
+        TypeError: not a tensor or sequence of real numbers.
+        ValueError: wrong shape, no entries, entries that are not finite or not monotone.
+    """
+    if not isinstance(t, Tensor):
+        try:
+            t = torch.as_tensor(t, dtype=torch.float64, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"t must be a tensor or a sequence of numbers, got {type(t).__name__}") from error
+    if t.is_complex() or t.dtype == torch.bool:
+        raise TypeError(f"t must be real, got {t.dtype}")
+    if t.ndim not in (1, 2) or (t.ndim == 2 and t.shape[1] != batch):
+        raise ValueError(f"t must have shape (T,) or (T, B) with B={batch}, got {tuple(t.shape)}")
+    if t.shape[0] == 0:
+        raise ValueError("t must have at least one entry, got none")
+    if t.device != device:
+        if t.device.type != "cpu":
+            raise ValueError(f"t must be on the device of y0, {device}, or on the CPU; got {t.device}")
+        t = t.to(device)
+    times = t.double()
+    times = times if times.ndim == 2 else times[:, None].expand(-1, batch)
+    known = times.detach()
+    if host_any(~torch.isfinite(known)):
+        raise ValueError("t must be finite, got NaN or infinity in it")
+    gaps = known[1:] - known[:-1]
+    if host_any((gaps > 0).any(0) & (gaps < 0).any(0)):
+        raise ValueError("t must be monotone, increasing or decreasing (repeated entries are allowed), got both")
+    return times
+
+
+def check_controls(controls: Any, batch: int, device: torch.device) -> list[Tensor]:
+    """The leaves of the controls.
+
+    Raises:
+        TypeError: a leaf that is no tensor.
+        ValueError: a leaf whose leading dimension is not the batch, or on another device.
+    """
+    parts = pytree.tree_leaves(controls)
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise TypeError(f"controls must be a tensor or a tree of tensors, got a leaf of type {type(part).__name__}")
+        if part.ndim == 0 or part.shape[0] != batch:
+            raise ValueError(f"controls must have the leading dimension B={batch} of y0, got {tuple(part.shape)}")
+        if part.device != device:
+            raise ValueError(f"controls must be on the device of y0, {device}; got {part.device}")
+    return parts
+
+
+def check_tolerance(value: Any, name: str, spec: StateSpec) -> Tensor:
+    """A tolerance as (D,) in the work dtype: a number, a tensor that broadcasts to the state, or a tree of these.
+
+    Raises:
+        TypeError: not a number, tensor or tree of them.
+        ValueError: negative or NaN, or a shape that does not broadcast.
+    """
+    dtype = work_dtype(spec.dtype)
+    flat, treespec = pytree.tree_flatten(value)
+    parts = flat if treespec == spec.treespec else flat * len(spec.shapes) if len(flat) == 1 else None
+    if parts is None:
+        raise TypeError(f"{name} must be a number, a tensor or a tree like the state, got {value!r}")
+    rows = []
+    for part, shape in zip(parts, spec.shapes, strict=True):
+        if isinstance(part, bool) or not isinstance(part, (int, float, Tensor)):
+            raise TypeError(f"{name} must consist of numbers or tensors, got {type(part).__name__}")
+        tensor = torch.as_tensor(part, dtype=dtype, device=spec.device).detach()
+        if host_any(~(tensor >= 0)):
+            raise ValueError(f"{name} must be at least 0, got {part}")
+        try:
+            rows.append(tensor.expand(shape).reshape(-1))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name} of shape {tuple(tensor.shape)} does not broadcast to the state of one sample, {tuple(shape)}"
+            ) from error
+    return torch.cat(rows).contiguous()
+
+
+def check_step_size(step_size: Any, batch: int, device: torch.device) -> Tensor:
+    """Fixed step sizes as (B,) float64.
+
+    Raises:
+        TypeError: not a number or tensor.
+        ValueError: not positive and finite, or of another shape than () or (B,).
+    """
+    if isinstance(step_size, bool) or not isinstance(step_size, (int, float, Tensor)):
+        raise TypeError(f"step_size must be a number or a tensor of shape (B,), got {type(step_size).__name__}")
+    tensor = torch.as_tensor(step_size, dtype=torch.float64, device=device).detach()
+    if tensor.shape not in ((), (batch,)):
+        raise ValueError(f"step_size must be a number or have shape (B,) with B={batch}, got {tuple(tensor.shape)}")
+    if host_any(~(torch.isfinite(tensor) & (tensor > 0))):
+        raise ValueError(f"step_size must be positive and finite, got {step_size}")
+    return tensor.expand(batch).contiguous()
+
+
+def make_problem(
+    field: Callable[..., Any],
+    y0: Any,
+    t: Any,
+    controls: Any,
+    method: str | Tableau,
+    rtol: Any,
+    atol: Any,
+    step_size: Any,
+    controller: PIDController | None,
+    max_steps: int,
+    dense: bool,
+) -> tuple[Plan, Inputs]:
+    """Checks everything that can be checked before the field is first called. Raises as ``solve`` documents."""
+    if not callable(field) or inspect.isclass(field):
+        raise TypeError(f"field must be a callable field(t, y) or field(t, y, controls), got {field!r}")
+    flat, spec = flatten_state(y0)
+    batch = flat.shape[0]
+    times = check_times(t, batch, spec.device)
+    parts = check_controls(controls, batch, spec.device) if controls is not None else []
+    tableau = get_tableau(method)
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}")
+    if controller is not None and not isinstance(controller, PIDController):
+        raise TypeError(f"controller must be a PIDController, got {type(controller).__name__}")
+    fixed: Tensor | None = None
+    if step_size is not None:
+        if controller is not None:
+            raise ValueError("step_size asks for fixed steps and controller for adaptive ones; give one of them")
+        fixed = check_step_size(step_size, batch, spec.device)
+    elif not tableau.is_adaptive:
+        if controller is not None:
+            raise ValueError(f"method {tableau.name!r} has no error estimate, so a controller cannot be used with it")
+        fixed = torch.full((batch,), math.inf, dtype=torch.float64, device=spec.device)
+    device_type = spec.device.type
+    autocast = (torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type))
+    plan = Plan(
+        field=FlatField(field, spec, None if controls is None else pytree.tree_structure(controls), autocast),
+        tableau=tableau,
+        controller=(controller or IController()) if fixed is None else None,
+        rtol=check_tolerance(rtol, "rtol", spec),
+        atol=check_tolerance(atol, "atol", spec),
+        step_size=fixed,
+        times=times.detach().contiguous(),
+        max_steps=max_steps,
+        dense=dense,
+    )
+    return plan, Inputs(flat.to(work_dtype(spec.dtype)), times, parts)

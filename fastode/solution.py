@@ -1,0 +1,126 @@
+"""What a solve returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastode.hostflags import host_any
+from fastode.interpolant import basis
+from fastode.tree import StateSpec, tree_map
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Work done for each sample, each (B,) int64.
+
+    Attributes:
+        n_steps: attempted steps, accepted and rejected.
+        n_accepted: accepted steps.
+        n_rejected: rejected steps.
+        n_evals: evaluations of the field that this sample needs by itself.
+    """
+
+    n_steps: Tensor
+    n_accepted: Tensor
+    n_rejected: Tensor
+    n_evals: Tensor
+
+
+@dataclass(frozen=True)
+class DenseOutput:
+    """Piecewise polynomials: step j of sample b is c_0 + sum_m phi_m(theta) c_m with c = coefs[rows[j, b]].
+
+    theta = (t - start) / size, phi from ``fastode.interpolant.basis``.
+
+    Attributes:
+        start: (N, B) float64, start of each accepted step; padded with the time reached.
+        size: (N, B) float64, signed size of each step; 0 where padded.
+        rows: (N, B) int64, index of the step's polynomial; padded with the sample's last one.
+        coefs: (R, degree + 1, D), polynomials.
+        n_accepted: (B,) int64.
+        first, reached: (B,) float64, the interval that is covered.
+        y0: (B, D), value of samples that took no step.
+    """
+
+    start: Tensor
+    size: Tensor
+    rows: Tensor
+    coefs: Tensor
+    n_accepted: Tensor
+    first: Tensor
+    reached: Tensor
+    y0: Tensor
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """States (M, B, D) at times (M, B) float64; NaN outside a sample's interval."""
+        if self.start.shape[0] == 0:
+            value = self.y0.expand(t.shape[0], *self.y0.shape)
+        else:
+            direction = torch.sign(self.reached - self.first)
+            passed = direction * (t[:, None, :] - self.start) >= 0
+            taken = torch.arange(self.start.shape[0], device=t.device)[:, None] < self.n_accepted
+            step = ((passed & taken).sum(1) - 1).clamp_min(0)
+            size = self.size.gather(0, step)
+            theta = torch.where(size != 0, (t - self.start.gather(0, step)) / size, 0.0)
+            coefs = self.coefs[self.rows.gather(0, step)]
+            weights = basis(theta, coefs.shape[2] - 1).to(coefs.dtype)
+            value = coefs[:, :, 0] + torch.einsum("kmb,mbkd->mbd", weights, coefs[:, :, 1:])
+            value = torch.where((self.n_accepted > 0)[:, None], value, self.y0)
+        low = torch.minimum(self.first, self.reached)
+        high = torch.maximum(self.first, self.reached)
+        return torch.where(((t >= low) & (t <= high))[..., None], value, torch.nan)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Result of ``fastode.solve``.
+
+    Attributes:
+        t: the output times as they were given, (T,) or (T, B).
+        ys: the states, (T, B, *state), a tree like y0.
+        status: (B,) int64, members of ``fastode.Status``.
+        stats: work per sample.
+        dense: the solution between output times, where ``dense=True`` was asked for.
+    """
+
+    t: Tensor
+    ys: Any
+    status: Tensor
+    stats: Stats
+    spec: StateSpec
+    dense: DenseOutput | None = None
+
+    def interpolate(self, t: Any) -> Any:
+        """The states at any times inside the interval of the solve, differentiable in whatever ys is.
+
+        Args:
+            t: a number, (M,) or (M, B) times.
+
+        Returns:
+            Tree of (B, *state) for a number, of (M, B, *state) otherwise; NaN after the failure of a failed sample.
+
+        Raises:
+            RuntimeError: the solve was made without ``dense=True``.
+            ValueError: a time outside the interval, or a wrong shape.
+        """
+        if self.dense is None:
+            raise RuntimeError("interpolate needs solve(..., dense=True)")
+        batch = self.status.shape[0]
+        times = torch.as_tensor(t, dtype=torch.float64, device=self.status.device)
+        if times.ndim > 2 or (times.ndim == 2 and times.shape[1] != batch):
+            raise ValueError(f"t must be a number or of shape (M,) or (M, B) with B={batch}, got {tuple(times.shape)}")
+        query = times if times.ndim == 2 else times.reshape(-1, 1).expand(-1, batch)
+        ends = self.t.detach().double()
+        low, high = torch.minimum(ends[0], ends[-1]), torch.maximum(ends[0], ends[-1])
+        if host_any(~((query >= low) & (query <= high))):
+            raise ValueError(
+                f"t must lie inside the interval of the solve, [{float(low.min()):.6g}, {float(high.max()):.6g}]"
+            )
+        value = self.spec.unflatten(self.dense(query).to(self.spec.dtype))
+        if times.ndim == 0:
+            return tree_map(lambda leaf: leaf[0], value)
+        return value

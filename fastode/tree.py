@@ -1,0 +1,109 @@
+"""A batched state as one matrix: trees of tensors with a common leading dimension, flattened to (B, D) and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves of nested tuples, lists and dicts, in a fixed order."""
+    return pytree.tree_flatten(tree)[0]
+
+
+def tree_map(fn: Callable[[Any], Any], tree: Any) -> Any:
+    """The same tree with ``fn`` applied to each leaf."""
+    return pytree.tree_map(fn, tree)
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """How one sample's state is laid out in a row of width ``width``: shapes of the leaves, one after another."""
+
+    treespec: Any
+    shapes: tuple[torch.Size, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of components of the leaves."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def width(self) -> int:
+        """Number of components of one sample's state, D."""
+        return sum(self.sizes)
+
+    @property
+    def time_rank(self) -> int:
+        """Rank of the time that a field receives: that of the first leaf, batch dimension included."""
+        return 1 + len(self.shapes[0])
+
+    def unflatten(self, flat: Tensor) -> Any:
+        """(..., D) to the tree whose leaves are (..., *shape); views where strides allow."""
+        lead = flat.shape[:-1]
+        if len(self.shapes) == 1:
+            parts = [flat.reshape(*lead, *self.shapes[0])]
+        else:
+            split = flat.split(self.sizes, dim=-1)
+            parts = [part.reshape(*lead, *shape) for part, shape in zip(split, self.shapes, strict=True)]
+        return pytree.tree_unflatten(parts, self.treespec)
+
+    def flatten(self, tree: Any, what: str, lead: int) -> Tensor:
+        """The tree with leaves (lead, *shape) as one (lead, D) matrix.
+
+        Raises:
+            TypeError: another tree structure, a leaf that is no tensor, another dtype.
+            ValueError: a leaf of another shape or device.
+        """
+        parts, treespec = pytree.tree_flatten(tree)
+        if treespec != self.treespec:
+            raise TypeError(f"{what} must have the structure of the state, {self.treespec}; got {treespec}")
+        for part, shape in zip(parts, self.shapes, strict=True):
+            if not isinstance(part, Tensor):
+                raise TypeError(f"{what} must consist of tensors, got {type(part).__name__}")
+            if part.shape != (lead, *shape):
+                raise ValueError(f"{what} must have shape {(lead, *shape)} like the state, got {tuple(part.shape)}")
+            if part.device != self.device:
+                raise ValueError(f"{what} must be on the device of the state, {self.device}; got {part.device}")
+        if len(parts) == 1:
+            return parts[0].reshape(lead, self.width)
+        return torch.cat([p.reshape(lead, size) for p, size in zip(parts, self.sizes, strict=True)], dim=1)
+
+
+def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
+    """A batched initial state as a (B, D) matrix in its own dtype, and its layout.
+
+    Raises:
+        TypeError: no tensors, or tensors that are not floating, or of several dtypes.
+        ValueError: a leaf without batch dimension, differing batch sizes or devices.
+    """
+    parts, treespec = pytree.tree_flatten(y0)
+    if not parts:
+        raise TypeError(f"y0 must be a tensor or a tree of tensors, got an empty {type(y0).__name__}")
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise TypeError(f"y0 must be a tensor or a tree of tensors, got a leaf of type {type(part).__name__}")
+        if not part.is_floating_point():
+            raise TypeError(f"y0 must have a floating dtype, got {part.dtype}")
+        if part.ndim == 0:
+            raise ValueError("y0 must have a leading batch dimension, got a tensor of shape ()")
+    first = parts[0]
+    for part in parts[1:]:
+        if part.dtype != first.dtype:
+            raise TypeError(f"all tensors of y0 must share one dtype, got {first.dtype} and {part.dtype}")
+        if part.device != first.device:
+            raise ValueError(f"all tensors of y0 must be on one device, got {first.device} and {part.device}")
+        if part.shape[0] != first.shape[0]:
+            raise ValueError(
+                f"all tensors of y0 must share the batch dimension, got {first.shape[0]} and {part.shape[0]}"
+            )
+    spec = StateSpec(treespec, tuple(p.shape[1:] for p in parts), first.dtype, first.device)
+    return spec.flatten(y0, "y0", first.shape[0]), spec

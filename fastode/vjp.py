@@ -1,0 +1,112 @@
+"""A field whose single evaluations can be pulled back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from fastode.externals import depend_on_each_other
+from fastode.field import FlatField
+
+
+class _Substitute(TorchFunctionMode):
+    """Replaces tensors in the arguments of every torch function."""
+
+    def __init__(self, replacements: dict[int, Tensor]) -> None:
+        super().__init__()
+        self._replacements = replacements
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = pytree.tree_map_only(
+            Tensor, lambda tensor: self._replacements.get(id(tensor), tensor), (args, kwargs or {})
+        )
+        return func(*args, **kwargs)
+
+
+class FieldVjp:
+    """A field whose evaluations can be differentiated by state, controls and external tensors.
+
+    Args:
+        field: the vector field.
+        controls_need_grad: for each leaf of the controls, whether its gradient is wanted.
+        externals: tensors outside the field's arguments whose gradient is wanted.
+    """
+
+    def __init__(self, field: FlatField, controls_need_grad: Sequence[bool], externals: Sequence[Tensor]) -> None:
+        self._field = field
+        self._needed = list(controls_need_grad)
+        self._externals = list(externals)
+        self._substitutes: dict[int, Tensor] = {}
+        # A tensor computed from another would pass gradient on to it a second time, and a tensor's hooks would run
+        # once per stage: then the field sees detached stand-ins.
+        if depend_on_each_other(self._externals) or any(t._backward_hooks for t in self._externals):
+            self._substitutes = {id(t): t.detach().requires_grad_() for t in self._externals}
+        self._known_nodes = {id(node): node for t in self._externals if (node := t.grad_fn) is not None}
+
+    @property
+    def n_controls(self) -> int:
+        """Number of controls whose gradient is wanted."""
+        return sum(self._needed)
+
+    def leaf_rows(self, controls: Sequence[Tensor]) -> list[Tensor]:
+        """The controls as leaves: requiring grad where their gradient is wanted."""
+        pairs = zip(controls, self._needed, strict=True)
+        return [c.detach().requires_grad_() if needed else c.detach() for c, needed in pairs]
+
+    def wanted(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """What to differentiate by besides the state: the wanted rows of ``leaf_rows``, then the externals."""
+        externals = [self._substitutes.get(id(t), t) for t in self._externals]
+        return [row for row, needed in zip(rows, self._needed, strict=True) if needed] + externals
+
+    def __call__(self, t: Tensor, y: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        """The field at t (n,), y (n, D) and rows from ``leaf_rows``, with its graph."""
+        with torch.enable_grad(), _Substitute(self._substitutes) if self._substitutes else nullcontext():
+            return self._field(t, y, rows)
+
+    def pull(self, value: Tensor, y: Tensor, rows: Sequence[Tensor], g: Tensor) -> list[Tensor | None]:
+        """J^T g of a value of this field at the leaf y (n, D), for a cotangent g of the value's shape.
+
+        Returns:
+            Gradients by y and by each of ``wanted(rows)``; None stands for an exact zero.
+
+        Raises:
+            RuntimeError: the value depends on a tensor with gradient that was not found when the solve began.
+        """
+        wanted = [y, *self.wanted(rows)]
+        if not value.requires_grad:
+            return [None] * len(wanted)
+        self.check(value, wanted)
+        return list(torch.autograd.grad(value, wanted, g, allow_unused=True))
+
+    def pull_state(self, value: Tensor, y: Tensor, g: Tensor) -> Tensor | None:
+        """J^T g with respect to the state alone; None stands for an exact zero."""
+        if not value.requires_grad:
+            return None
+        return torch.autograd.grad(value, y, g, allow_unused=True)[0]
+
+    def check(self, value: Tensor, known: Sequence[Tensor]) -> None:
+        """Raises RuntimeError if the graph of a value ends in a leaf that is none of the known tensors."""
+        leaves = {id(tensor) for tensor in known}
+        stack = [value.grad_fn]
+        seen: dict[int, Any] = {}
+        while stack:
+            node = stack.pop()
+            if node is None or id(node) in seen or id(node) in self._known_nodes:
+                continue
+            seen[id(node)] = node
+            variable = getattr(node, "variable", None)
+            if variable is not None and id(variable) not in leaves:
+                raise RuntimeError(
+                    f"the field depends on a tensor of shape {tuple(variable.shape)} that requires grad and that could "
+                    "not be found when the solve began: pass it in controls, make it a parameter of the field if the "
+                    "field is an nn.Module, or use gradient='backprop'"
+                )
+            stack.extend(edge for edge, _ in node.next_functions)

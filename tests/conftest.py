@@ -1,0 +1,30 @@
+"""Settings shared by all tests."""
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+from fastode import _environment
+from fastode._environment import _C
+
+# No deadline: shared machines stall. In CI the examples are the same in every run.
+hypothesis.settings.register_profile("fastode", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "fastode")
+
+
+@pytest.fixture(autouse=True)
+def same_surroundings() -> Iterator[None]:
+    """Start every test from the same random state, and undo changes of the settings of the process."""
+    torch.manual_seed(0)
+    isa, threads, torch_threads = _C.get_isa(), _C.get_num_threads(), torch.get_num_threads()
+    wanted, dtype = _environment._wanted_threads, torch.get_default_dtype()
+    yield
+    _C.set_isa(isa)
+    _C.set_num_threads(threads)
+    _environment._wanted_threads = wanted
+    torch.set_num_threads(torch_threads)
+    torch.set_default_dtype(dtype)
