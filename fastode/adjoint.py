@@ -1,9 +1,10 @@
 """``gradient="adjoint"``: the continuous adjoint, solved backward in time, for comparison.
 
-With a(t) = dL/dy(t), a' = -J^T a is solved together with y' = f backward from each output time to the one before, where
-the gradient of that output is added to a. The gradients by controls and weights, integrals of a^T df/du, are summed
-with the weights b_i of the method over the accepted steps; they take no part in step control. Constant memory. Pontryagin et
-al. 1962; Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations" (2018), appendix B.
+With a(t) = dL/dy(t), a' = -J^T a is solved together with y' = f backward from each output time to the one before,
+where the gradient of that output is added to a. The gradients by controls and weights, integrals of a^T df/du, are
+summed with the weights b_i of the method over the accepted steps; they take no part in step control. Constant memory.
+Pontryagin et al. 1962; Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations" (2018),
+appendix B.
 """
 
 from __future__ import annotations

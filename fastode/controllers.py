@@ -1,8 +1,8 @@
 """Step-size control: one dataclass of constants, handed unchanged to every backend, and its reference arithmetic.
 
 The error ratio r_n of an attempted step is the RMS over the sample's state of
-err / (atol + rtol max(|y_n|, |y_{n+1}|)). A step is accepted when r_n <= 1. With k = 1 / ``Tableau.error_exponent`` (one more than the order of the error
-estimate) the next step size is h * factor,
+err / (atol + rtol max(|y_n|, |y_{n+1}|)). A step is accepted when r_n <= 1. With k = 1 / ``Tableau.error_exponent``
+(one more than the order of the error estimate) the next step size is h * factor,
 
     accepted:  factor = clamp(safety r_n^-b1 r_{n-1}^-b2 r_{n-2}^-b3, min_factor, max_factor)
     rejected:  factor = clamp(safety r_n^(-1/k),                      min_factor, 1)

@@ -80,7 +80,7 @@ def rms(x: Tensor) -> Tensor:
 
 
 def tolerance(plan: Plan, size: Tensor) -> Tensor:
-    """The tolerance atol + rtol |y| for magnitudes ``size`` (B, D), kept off zero so that an exact step has error ratio 0."""
+    """The tolerance atol + rtol |y| of magnitudes ``size`` (B, D), kept off zero: an exact step has error ratio 0."""
     return (plan.atol + plan.rtol * size).clamp_min(torch.finfo(size.dtype).tiny)
 
 
@@ -200,6 +200,7 @@ def _integrate(
             accept = running & finite
             status = torch.where(running & ~finite, int(Status.NON_FINITE), status)
         else:
+            assert tableau.e is not None
             error = step.to(y.dtype)[:, None] * sum_products(tableau.e, stages)
             ratio = rms(error / tolerance(plan, torch.maximum(y.abs(), y1.abs())))
             ratio = torch.where(finite, ratio, torch.nan)

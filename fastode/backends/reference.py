@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastode.backends.base import Forward, Gradients
+from fastode.backends.compare import check_repeatable
 from fastode.backends.healthy import healthy_index
 from fastode.checkpoint import Checkpoint
 from fastode.problem import Plan
@@ -19,11 +20,12 @@ from fastode.vjp import FieldVjp
 
 @dataclass(frozen=True)
 class ReferenceRecord:
-    """The steps, and the states (B, D) at the start of every ``every``-th of them."""
+    """The steps, the states (B, D) at the start of every ``every``-th of them, and the field at the start."""
 
     steps: Steps
     states: list[Tensor]
     every: int
+    k1: Tensor
 
 
 class ReferenceBackend:
@@ -54,7 +56,7 @@ class ReferenceBackend:
             if policy is not None:
                 every = _spacing(policy, steps.n, y0)
                 states = [state for _, state in _walk(plan, field, steps, y0, 0, steps.n)[::every]]
-                record = ReferenceRecord(steps, states, every)
+                record = ReferenceRecord(steps, states, every, k1)
         return Forward(ys, dense, steps.status, steps.reached, steps.stats, record)
 
     def backward(
@@ -89,7 +91,10 @@ class ReferenceBackend:
                 inside = active & (direction * (plan.times - t) > 0) & (direction * (t_next - plan.times) >= 0)
                 with torch.enable_grad():
                     y = state[index].detach().requires_grad_()
-                    y1, stages = rk_step(plan.tableau, field, t, h, y, field(t, y))
+                    k1 = field(t, y)
+                    if j == 0:
+                        check_repeatable(k1, record.k1[index], plan.field)
+                    y1, stages = rk_step(plan.tableau, field, t, h, y, k1)
                     vjp.check(y1, [y, *wanted])
                     coefs = polynomial(plan.tableau, h, y, stages)
                     loss = (y1 * p).sum()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastode._environment import _C, use_num_threads
 from fastode.backends.base import Forward, Gradients
+from fastode.backends.compare import check_repeatable, same_up_to_rounding
 from fastode.backends.healthy import healthy_index
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS, RATIO_FLOOR, IController
@@ -27,8 +28,6 @@ from fastode.vjp import FieldVjp
 _MAX_STAGES = 32
 _COMPACT_BELOW = 0.75
 """The batch is compacted when no more than this part of its samples is still running."""
-_SAME_ULPS = 64
-"""Values that differ by no more than this many roundings of the largest one count as the same."""
 _RAGGED_BELOW = 0.9
 """The backward batch shrinks with the samples when they take less than this part of the longest one's steps."""
 
@@ -178,8 +177,7 @@ def _same_rows(plan: Plan, t: Tensor, y: Tensor, controls: list[Tensor], expecte
         value = plan.field(t, y, controls)
     except Exception:  # the field holds something that only fits the whole batch; there it works
         return False
-    bound = _SAME_ULPS * torch.finfo(plan.field.state.dtype).eps * expected.abs().amax(dim=1, keepdim=True)
-    return bool(((value - expected).abs() <= bound).all()) if expected.shape[1] else True
+    return same_up_to_rounding(value, expected, plan.field)
 
 
 def _dense_output(plan: Plan, stepper: Any, steps: Any, y0: Tensor, reached: Tensor, n_accepted: Tensor) -> DenseOutput:
@@ -207,6 +205,7 @@ class _Backward:
         grad_coefs: Tensor | None,
     ) -> None:
         self.plan, self.steps, self.vjp = plan, record.steps, vjp
+        self.k1 = record.k1
         self.wide = grad_ys.dtype == torch.float64
         self.width = grad_ys.shape[2]
         count = torch.from_numpy(record.steps.count())
@@ -357,6 +356,9 @@ class _Backward:
             state = y if i == 0 else self.combine(y, h, list(tableau.a[i, :i]), values)
             states.append(state.detach().requires_grad_())
             values.append(self.vjp(t + float(tableau.c[i]) * h, states[-1], rows).contiguous())
+
+        if j == 0:
+            check_repeatable(values[0], self.k1[self.lanes[:n]], self.plan.field)
 
         pulled: list[Tensor] = []
         pulled_from: list[int] = []

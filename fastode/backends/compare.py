@@ -1,0 +1,37 @@
+"""Comparisons of two evaluations of a field that should agree."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastode.field import FlatField
+
+_SAME_ULPS = 64
+
+
+def same_up_to_rounding(value: Tensor, expected: Tensor, field: FlatField) -> bool:
+    """Whether rows (n, D) agree within 64 roundings of their largest entries in the state's dtype."""
+    return _within(value, expected, _SAME_ULPS * torch.finfo(field.state.dtype).eps)
+
+
+def check_repeatable(value: Tensor, expected: Tensor, field: FlatField) -> None:
+    """Raises RuntimeError if the field's value (n, D) in the backward pass is not that of the forward pass.
+
+    Far apart, that is: by more than the square root of the precision, which other kernels for other batch sizes stay
+    well below and dropout, noise or changed weights do not.
+    """
+    enabled, autocast_dtype = field.autocast
+    precision = max(torch.finfo(dtype).eps for dtype in [field.state.dtype, *([autocast_dtype] if enabled else [])])
+    if not _within(value.detach(), expected, precision**0.5):
+        raise RuntimeError(
+            "the field gave another value in the backward pass than in the forward pass at the same time and state: it "
+            "is random (dropout?), or something it depends on has changed since; its gradient would be wrong"
+        )
+
+
+def _within(value: Tensor, expected: Tensor, relative: float) -> bool:
+    if expected.numel() == 0:
+        return True
+    bound = relative * expected.abs().amax(dim=1, keepdim=True)
+    return bool(((value - expected).abs() <= bound).all())
