@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fastode.autograd import boundary_gradients, start_of
+from fastode.autograd import boundary_gradients, once_only, start_of
 from fastode.backends.base import Backend, Forward
 from fastode.backends.healthy import healthy_index
 from fastode.backends.reference import add
+from fastode.externals import Externals
 from fastode.problem import Inputs, Plan
 from fastode.reference import integrate, sum_products
 from fastode.status import SolveError, Status
@@ -34,15 +34,17 @@ class _AdjointSolve(torch.autograd.Function):
         result = backend.forward(plan, y0.contiguous(), tensors[:n_controls], k1, None)
         ctx.plan, ctx.n_controls = plan, n_controls
         ctx.solved = result.status == Status.SUCCESS
-        ctx.save_for_backward(k1, result.ys, *tensors)
+        ctx.save_for_backward(k1, result.ys, *tensors[:n_controls])
+        ctx.externals = Externals(tensors[n_controls:])
+        ctx.sources = (y0, times, *tensors)
         return result.ys, result
 
     @staticmethod
-    @once_differentiable
+    @once_only("adjoint")
     def backward(ctx: Any, grad_ys: Tensor, _: None) -> tuple[Any, ...]:
-        k1, ys, *tensors = ctx.saved_tensors
+        k1, ys, *controls = ctx.saved_tensors
         plan: Plan = ctx.plan
-        controls, externals = tensors[: ctx.n_controls], tensors[ctx.n_controls :]
+        externals = ctx.externals.unchanged()
         needed = ctx.needs_input_grad[6:]
         wanted_externals = [t for t, flag in zip(externals, needed[ctx.n_controls :], strict=True) if flag]
         vjp = FieldVjp(plan.field, needed[: ctx.n_controls], wanted_externals)
@@ -69,7 +71,7 @@ def _solve_backward(
     def augmented(t: Tensor, z: Tensor) -> Tensor:
         y = z[:, :width].detach().requires_grad_()
         value = vjp(t, y, rows)
-        grad = vjp.pull_state(value, y, z[:, width:])
+        grad = vjp.pull_state(value, y, rows, z[:, width:])
         return torch.cat([value.detach(), torch.zeros_like(y) if grad is None else -grad], dim=1)
 
     def add_quadrature(t: Tensor, h: Tensor, z: Tensor, stages: list[Tensor]) -> None:
@@ -78,6 +80,7 @@ def _solve_backward(
         for i in range(tableau.n_stages):
             if tableau.b[i] != 0.0 and totals:
                 state = z + size * sum_products(tableau.a[i, :i], stages[:i]) if i else z
+                state = torch.where(size != 0, state, z)  # stages of a rejected attempt may be infinite
                 y = state[:, :width].detach().requires_grad_()
                 value = vjp(t + float(tableau.c[i]) * h, y, rows)
                 # h is negative: the integral from the start to the end runs against the steps
@@ -88,7 +91,7 @@ def _solve_backward(
     for e in reversed(range(1, plan.times.shape[0])):
         at_start = plan.times[e] == plan.times[0]
         a = a + torch.where(at_start[:, None], 0.0, lam[e])  # outputs at the start are no matter of the solve
-        span = torch.stack([plan.times[e], plan.times[e - 1]])
+        span = plan.times[:, index][[e, e - 1]]
         span = torch.where(solved, span, span[:1])  # failed samples take no steps
         z = torch.cat([ys[e][index], a], dim=1)
         steps = integrate(replace(wide, times=span), augmented, z, augmented(span[0], z), add_quadrature)

@@ -2,19 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastode.backends.base import Backend, Forward
 from fastode.checkpoint import Checkpoint
-from fastode.externals import owned_leaves, watch
+from fastode.externals import Externals, owned_tensors, watch
 from fastode.problem import Inputs, Plan
 from fastode.status import Status
 from fastode.vjp import FieldVjp
+
+
+def once_only(gradient: str) -> Callable[[Callable[..., tuple[Any, ...]]], Callable[..., tuple[Any, ...]]]:
+    """Marks a backward pass, which has no derivative itself: to ask for one raises ``RuntimeError``.
+
+    ``once_differentiable`` would raise only where the incoming gradient requires grad, and leave a loss like
+    ``ys.sum() + y0.square().sum()`` with a part of its second derivative. Expects the inputs in ``ctx.sources``.
+    """
+
+    def decorate(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+        def marked(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
+            if any(isinstance(grad, Tensor) and _is_batched(grad) for grad in incoming):
+                raise RuntimeError(f"the gradient of gradient={gradient!r} cannot be vmapped; use gradient='backprop'")
+            with torch.no_grad():
+                grads = backward(ctx, *incoming)
+            if not torch.is_grad_enabled():
+                return grads
+            found = [grad for grad in grads if grad is not None]
+            sources = [t for t in (*ctx.sources, *incoming) if isinstance(t, Tensor) and t.requires_grad]
+            guarded = iter(_OnceOnly.apply(gradient, len(found), *found, *sources))
+            return tuple(None if grad is None else next(guarded) for grad in grads)
+
+        return marked
+
+    return decorate
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+
+
+class _OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: str, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.gradient = gradient
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:n])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            f"gradient={ctx.gradient!r} can be differentiated only once; use gradient='backprop' for higher derivatives"
+        )
 
 
 class _CheckpointSolve(torch.autograd.Function):
@@ -33,16 +75,18 @@ class _CheckpointSolve(torch.autograd.Function):
         result = backend.forward(plan, y0.contiguous(), tensors[:n_controls], k1, policy)
         ctx.backend, ctx.plan, ctx.n_controls = backend, plan, n_controls
         ctx.record, ctx.solved = result.record, result.status == Status.SUCCESS
-        ctx.save_for_backward(k1, result.ys if times.requires_grad else None, *tensors)
+        ctx.save_for_backward(k1, result.ys if times.requires_grad else None, *tensors[:n_controls])
+        ctx.externals = Externals(tensors[n_controls:])
+        ctx.sources = (y0, times, *tensors)
         ctx.set_materialize_grads(False)
         return result.ys, None if result.dense is None else result.dense.coefs, result
 
     @staticmethod
-    @once_differentiable
+    @once_only("checkpoint")
     def backward(ctx: Any, grad_ys: Tensor | None, grad_coefs: Tensor | None, _: None) -> tuple[Any, ...]:
-        k1, ys, *tensors = ctx.saved_tensors
+        k1, ys, *controls = ctx.saved_tensors
         plan: Plan = ctx.plan
-        controls, externals = tensors[: ctx.n_controls], tensors[ctx.n_controls :]
+        externals = ctx.externals.unchanged()
         needed = ctx.needs_input_grad[7:]
         if grad_ys is None:
             grad_ys = k1.new_zeros(plan.times.shape[0], *k1.shape)
@@ -89,17 +133,17 @@ def start_of(plan: Plan, inputs: Inputs) -> tuple[Tensor, list[Tensor] | None]:
 
     None instead of the tensors means that there is nothing to differentiate.
     """
+    # Detached before watching: an argument counts as read only where the field also holds it by other means.
+    y0, controls = inputs.y0.detach(), [c.detach() for c in inputs.controls]
 
     def start() -> Tensor:
-        return plan.field(plan.times[0], inputs.y0.detach(), [c.detach() for c in inputs.controls])
+        return plan.field(plan.times[0], y0, controls)
 
     if not torch.is_grad_enabled():
         return start(), None
     k1, read = watch(start)
-    arguments = [inputs.y0, inputs.times, *inputs.controls]
-    known = {id(t) for t in arguments}
-    externals = {id(t): t for t in [*read, *owned_leaves(plan.field.field)] if id(t) not in known}
-    nothing = not externals and not any(t.requires_grad for t in arguments)
+    externals = {id(t): t for t in [*read, *owned_tensors(plan.field.field)]}
+    nothing = not externals and not any(t.requires_grad for t in [inputs.y0, inputs.times, *inputs.controls])
     return k1, None if nothing else list(externals.values())
 
 

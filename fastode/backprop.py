@@ -26,13 +26,19 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
     def field(t: Tensor, y: Tensor) -> Tensor:
         return plan.field(t, y, controls)
 
+    # Without gradient the field sees arguments without gradient: it may itself differentiate by them.
+    start, held = y0.detach(), [c.detach() for c in controls]
+
+    def steady(t: Tensor, y: Tensor) -> Tensor:
+        return plan.field(t, y, held)
+
     with torch.no_grad():
-        steps = integrate(plan, field, y0, field(plan.times[0], y0))
+        steps = integrate(plan, steady, start, steady(plan.times[0], start))
     solved = steps.status == Status.SUCCESS
     if not host_any(~solved):
         return _result(steps, *replay(plan, field, steps, y0, times))
     with torch.no_grad():
-        ys, dense = replay(plan, field, steps, y0, plan.times)
+        ys, dense = replay(plan, steady, steps, start, plan.times)
     index = healthy_index(solved)
     twin_controls = [c[index] for c in controls]
     graph, graph_dense = replay(

@@ -3,14 +3,14 @@
 Two searches are joined. Watching one evaluation with a dispatch mode finds every tensor that an operation read and that
 no operation of the field made: parameters, tensors in closures and results of other networks alike. Walking what the
 callable refers to (parameters of modules, closure cells, globals that the code names, arguments of partials) finds
-leaves that this evaluation did not happen to read.
+tensors that this evaluation did not happen to read.
 """
 
 from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _MAX_DEPTH = 6
+_CODE_OR_CONTAINER = (types.FunctionType, types.MethodType, functools.partial, list, tuple, set, frozenset, dict)
 
 
 class _ReadTensors(TorchDispatchMode):
@@ -50,23 +51,52 @@ def watch(evaluate: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
     return value, list(mode.read.values())
 
 
-def owned_leaves(field: Callable[..., Any]) -> list[Tensor]:
-    """Leaf tensors that require grad and that the callable owns or refers to."""
+class Externals:
+    """Tensors kept for the backward pass as the very objects that the field holds.
+
+    Saving them in the autograd node would let saved-tensor hooks (activation checkpointing, offloading) replace them.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        self._versions = [t._version for t in tensors]
+
+    def unchanged(self) -> Sequence[Tensor]:
+        """The tensors; RuntimeError if one of them has been modified in place since."""
+        for tensor, version in zip(self._tensors, self._versions, strict=True):
+            if tensor._version != version:
+                raise RuntimeError(
+                    f"a tensor of shape {tuple(tensor.shape)} that the field depends on has been modified by an "
+                    "inplace operation after the solve, so that its gradient cannot be computed"
+                )
+        return self._tensors
+
+
+def owned_tensors(field: Callable[..., Any]) -> list[Tensor]:
+    """Tensors that require grad and that the callable owns or refers to.
+
+    Leaves, and of the results of operations those in closures, defaults and arguments of partials: as attributes they
+    may be left over from an earlier pass, whose graph is gone.
+    """
     found: dict[int, Tensor] = {}
     seen: set[int] = set()
 
-    def visit(value: Any, depth: int) -> None:
+    def visit(value: Any, depth: int, held: bool) -> None:
+        if isinstance(value, Tensor):
+            if value.requires_grad and (held or value.is_leaf):
+                found[id(value)] = value
+            return
         if depth > _MAX_DEPTH or id(value) in seen:
             return
         seen.add(id(value))
-        if isinstance(value, Tensor):
-            if value.requires_grad and value.is_leaf:
-                found[id(value)] = value
-            return
+        held = held and isinstance(value, _CODE_OR_CONTAINER)
         for child in _children(value):
-            visit(child, depth + 1)
+            visit(child, depth + 1, held)
+        if isinstance(value, types.FunctionType):
+            for name in _names(value.__code__):
+                visit(value.__globals__.get(name), depth + 1, False)
 
-    visit(field, 0)
+    visit(field, 0, True)
     return list(found.values())
 
 
@@ -89,7 +119,6 @@ def _children(value: Any) -> Iterator[Any]:
         yield from (value.__defaults__ or ())
         yield from (value.__kwdefaults__ or {}).values()
         yield getattr(value, "__wrapped__", None)
-        yield from (value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__)
     elif _is_users_object(value):
         yield from vars(value).values()
         call = getattr(type(value), "__call__", None)  # noqa: B004 - the code of an object that is called

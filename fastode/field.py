@@ -51,21 +51,26 @@ class FlatField:
         Raises:
             TypeError, ValueError: the field's value has not the structure, shape, dtype or device of the state.
         """
-        n = y.shape[0]
-        dtype = self.state.dtype
-        time = t.to(dtype).reshape(n, *([1] * (self.state.time_rank - 1)))
-        arguments: list[Any] = [time, self.state.unflatten(y.to(dtype))]
+        n, work = y.shape[0], y.dtype
+        state = self.state
+        dtype = state.dtype
+        if t.dtype != dtype:
+            t = t.to(dtype)
+        if work != dtype:
+            y = y.to(dtype)
+        arguments: list[Any] = [t.reshape(n, *([1] * (state.time_rank - 1))), state.unflatten(y)]
         if self.controls_spec is not None:
-            arguments.append(pytree.tree_unflatten(list(controls), self.controls_spec))
+            arguments.append(pytree.tree_unflatten(controls, self.controls_spec))
         enabled, autocast_dtype = self.autocast
         if enabled or torch.is_autocast_enabled(y.device.type):
+            # No cache: a weight cast without gradient here must not be found by the model around the solve.
             with torch.autocast(y.device.type, dtype=autocast_dtype, enabled=enabled, cache_enabled=False):
                 value = self.field(*arguments)
         else:
             value = self.field(*arguments)
+        flat = state.flatten(value, "the field's value", n)
         if not enabled:
-            for leaf in pytree.tree_leaves(value):
-                if isinstance(leaf, Tensor) and leaf.dtype != dtype:
+            for leaf in [value] if state.is_tensor else pytree.tree_leaves(value):
+                if leaf.dtype != dtype:
                     raise TypeError(f"the field must return the state's dtype, {dtype}; got {leaf.dtype}")
-        flat = self.state.flatten(value, "the field's value", n)
-        return flat if flat.dtype == y.dtype else flat.to(y.dtype)
+        return flat if flat.dtype == work else flat.to(work)

@@ -1,6 +1,8 @@
 """Ready-made vector fields for `fastode.solve`: plain `torch.nn.Module`s made of ordinary batched torch ops."""
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -82,7 +84,8 @@ class ControlledField(nn.Module):
         m = self.dim if self.hidden is None else self.hidden
         shapes = [(m, dim), (m,)] if self.hidden is None else [(m, dim), (m,), (dim, m), (dim,)]
         self._shapes = shapes
-        self.n_controls = sum(torch.Size(shape).numel() for shape in shapes)
+        self._sizes = [math.prod(shape) for shape in shapes]
+        self.n_controls = sum(self._sizes)
 
     def unpack(self, controls: Tensor) -> Layers:
         """Views of ``controls`` (n, n_controls) as the weights of every sample."""
@@ -91,16 +94,11 @@ class ControlledField(nn.Module):
                 f"expected controls of shape (n, {self.n_controls}) for dim={self.dim}, hidden={self.hidden}, "
                 f"got {tuple(controls.shape)}"
             )
-        parts: list[Tensor | None] = []
-        start = 0
-        for shape in self._shapes:
-            stop = start + torch.Size(shape).numel()
-            parts.append(controls[:, start:stop].reshape(-1, *shape))
-            start = stop
-        weight, bias = parts[0], parts[1]
-        assert weight is not None and bias is not None
-        out_weight, out_bias = (parts[2], parts[3]) if self.hidden is not None else (None, None)
-        return Layers(weight, bias, out_weight, out_bias)
+        parts = [
+            part.reshape(-1, *shape)
+            for part, shape in zip(controls.split(self._sizes, dim=1), self._shapes, strict=True)
+        ]
+        return Layers(*parts) if self.hidden is not None else Layers(parts[0], parts[1], None, None)
 
     def forward(self, t: Tensor, y: Tensor, controls: Tensor) -> Tensor:
         """dy/dt (n, dim) of the states ``y`` (n, dim) under ``controls`` (n, n_controls). ``t`` is not used."""
@@ -140,7 +138,7 @@ class MLPField(nn.Module):
         self.time = bool(time)
         self._act = get_activation(activation)
         sizes = [dim + int(self.time), *self.hidden, dim]
-        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(sizes))
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """dy/dt (n, dim) of the states ``y`` (n, dim) at times ``t`` (n, 1), or any shape that broadcasts to it."""

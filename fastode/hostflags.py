@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class _AnyPerRow(torch.autograd.Function):
@@ -27,8 +28,26 @@ class _AnyPerRow(torch.autograd.Function):
         return _AnyPerRow.apply(mask.movedim(in_dims[0], -1)), None
 
 
+def transforms_active() -> bool:
+    """Whether the call happens inside a ``torch.func`` transform."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def differentiation_hidden() -> bool:
+    """Whether derivatives may be taken that ``requires_grad`` does not show: by transforms or in forward mode."""
+    return transforms_active() or forward_ad._current_level >= 0
+
+
+def may_vary(tensor: Tensor) -> bool:
+    """Whether a derivative by a tensor may be wanted, of any mode and by any transform."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return bool(tensor.requires_grad or wrapped or forward_ad.unpack_dual(tensor).tangent is not None)
+
+
 def host_flags(mask: Tensor) -> list[bool]:
     """For each row of a bool mask (R, ...), whether anything in it is set, in any vmapped batch."""
+    if not transforms_active():
+        return _AnyPerRow.forward(mask).tolist()
     return [bool(flag) for flag in _AnyPerRow.apply(mask)]
 
 

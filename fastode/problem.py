@@ -152,7 +152,7 @@ def check_step_size(step_size: Any, batch: int, device: torch.device) -> Tensor:
         raise ValueError(f"step_size must be a number or have shape (B,) with B={batch}, got {tuple(tensor.shape)}")
     if host_any(~(torch.isfinite(tensor) & (tensor > 0))):
         raise ValueError(f"step_size must be positive and finite, got {step_size}")
-    return tensor.expand(batch).contiguous()
+    return tensor.expand(batch).clone(memory_format=torch.contiguous_format)
 
 
 def make_problem(
@@ -198,7 +198,7 @@ def make_problem(
         rtol=check_tolerance(rtol, "rtol", spec),
         atol=check_tolerance(atol, "atol", spec),
         step_size=fixed,
-        times=times.detach().contiguous(),
+        times=times.detach().clone(memory_format=torch.contiguous_format),
         max_steps=max_steps,
         dense=dense,
     )

@@ -65,7 +65,7 @@ class DenseOutput:
             taken = torch.arange(self.start.shape[0], device=t.device)[:, None] < self.n_accepted
             step = ((passed & taken).sum(1) - 1).clamp_min(0)
             size = self.size.gather(0, step)
-            theta = torch.where(size != 0, (t - self.start.gather(0, step)) / size, 0.0)
+            theta = (t - self.start.gather(0, step)) / torch.where(size != 0, size, 1.0)
             coefs = self.coefs[self.rows.gather(0, step)]
             weights = basis(theta, coefs.shape[2] - 1).to(coefs.dtype)
             value = coefs[:, :, 0] + torch.einsum("kmb,mbkd->mbd", weights, coefs[:, :, 1:])

@@ -16,7 +16,7 @@ from fastode.backends.choose import choose
 from fastode.backprop import backprop_solve
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import PIDController
-from fastode.hostflags import host_any
+from fastode.hostflags import differentiation_hidden, host_any
 from fastode.problem import make_problem
 from fastode.solution import Solution
 from fastode.status import SolveError, Status
@@ -115,5 +115,8 @@ def _solution(t: Any, ys: Tensor, coefs: Tensor | None, result: Forward, spec: A
 
 
 def _forbid_transforms(gradient: str) -> None:
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(f"gradient={gradient!r} does not run under torch.func transforms; use gradient='backprop'")
+    if differentiation_hidden():
+        raise RuntimeError(
+            f"gradient={gradient!r} does not run under torch.func transforms or forward-mode differentiation; use "
+            "gradient='backprop'"
+        )

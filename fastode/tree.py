@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,12 +32,17 @@ class StateSpec:
     dtype: torch.dtype
     device: torch.device
 
-    @property
+    @cached_property
+    def is_tensor(self) -> bool:
+        """Whether the state is one tensor and no tree."""
+        return bool(self.treespec.is_leaf())
+
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Numbers of components of the leaves."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Number of components of one sample's state, D."""
         return sum(self.sizes)
@@ -49,11 +55,10 @@ class StateSpec:
     def unflatten(self, flat: Tensor) -> Any:
         """(..., D) to the tree whose leaves are (..., *shape); views where strides allow."""
         lead = flat.shape[:-1]
-        if len(self.shapes) == 1:
-            parts = [flat.reshape(*lead, *self.shapes[0])]
-        else:
-            split = flat.split(self.sizes, dim=-1)
-            parts = [part.reshape(*lead, *shape) for part, shape in zip(split, self.shapes, strict=True)]
+        if self.is_tensor:
+            return flat if len(self.shapes[0]) == 1 else flat.reshape(*lead, *self.shapes[0])
+        split = flat.split(self.sizes, dim=-1)
+        parts = [part.reshape(*lead, *shape) for part, shape in zip(split, self.shapes, strict=True)]
         return pytree.tree_unflatten(parts, self.treespec)
 
     def flatten(self, tree: Any, what: str, lead: int) -> Tensor:
@@ -63,19 +68,23 @@ class StateSpec:
             TypeError: another tree structure, a leaf that is no tensor, another dtype.
             ValueError: a leaf of another shape or device.
         """
+        if self.is_tensor and isinstance(tree, Tensor):  # the common case, called for every stage
+            self._check_leaf(tree, self.shapes[0], what, lead)
+            return tree if tree.ndim == 2 else tree.reshape(lead, self.width)
         parts, treespec = pytree.tree_flatten(tree)
         if treespec != self.treespec:
             raise TypeError(f"{what} must have the structure of the state, {self.treespec}; got {treespec}")
         for part, shape in zip(parts, self.shapes, strict=True):
-            if not isinstance(part, Tensor):
-                raise TypeError(f"{what} must consist of tensors, got {type(part).__name__}")
-            if part.shape != (lead, *shape):
-                raise ValueError(f"{what} must have shape {(lead, *shape)} like the state, got {tuple(part.shape)}")
-            if part.device != self.device:
-                raise ValueError(f"{what} must be on the device of the state, {self.device}; got {part.device}")
-        if len(parts) == 1:
-            return parts[0].reshape(lead, self.width)
+            self._check_leaf(part, shape, what, lead)
         return torch.cat([p.reshape(lead, size) for p, size in zip(parts, self.sizes, strict=True)], dim=1)
+
+    def _check_leaf(self, part: Any, shape: torch.Size, what: str, lead: int) -> None:
+        if not isinstance(part, Tensor):
+            raise TypeError(f"{what} must consist of tensors, got {type(part).__name__}")
+        if part.shape != (lead, *shape):
+            raise ValueError(f"{what} must have shape {(lead, *shape)} like the state, got {tuple(part.shape)}")
+        if part.device != self.device:
+            raise ValueError(f"{what} must be on the device of the state, {self.device}; got {part.device}")
 
 
 def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:

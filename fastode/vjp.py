@@ -45,11 +45,15 @@ class FieldVjp:
         self._needed = list(controls_need_grad)
         self._externals = list(externals)
         self._substitutes: dict[int, Tensor] = {}
-        # A tensor computed from another would pass gradient on to it a second time, and a tensor's hooks would run
-        # once per stage: then the field sees detached stand-ins.
-        if depend_on_each_other(self._externals) or any(t._backward_hooks for t in self._externals):
+        # A tensor computed from another would pass gradient on to it a second time, and a tensor's hooks would run, its
+        # retained grad be added to, once per stage: then the field sees detached stand-ins.
+        watched = any(t._backward_hooks or (t.retains_grad and not t.is_leaf) for t in self._externals)
+        if watched or depend_on_each_other(self._externals):
             self._substitutes = {id(t): t.detach().requires_grad_() for t in self._externals}
-        self._known_nodes = {id(node): node for t in self._externals if (node := t.grad_fn) is not None}
+        # Edges of the graph at which a search for unknown tensors ends; the nodes are held so that ids stay theirs.
+        ends = [] if self._substitutes else [t for t in self._externals if t.grad_fn is not None]
+        self._known_nodes = [t.grad_fn for t in ends]
+        self._known_edges = {(id(t.grad_fn), t.output_nr) for t in ends}
 
     @property
     def n_controls(self) -> int:
@@ -67,9 +71,9 @@ class FieldVjp:
         return [row for row, needed in zip(rows, self._needed, strict=True) if needed] + externals
 
     def __call__(self, t: Tensor, y: Tensor, rows: Sequence[Tensor]) -> Tensor:
-        """The field at t (n,), y (n, D) and rows from ``leaf_rows``, with its graph."""
+        """The field at t (n,), y (n, D) and rows from ``leaf_rows``, contiguous, with its graph."""
         with torch.enable_grad(), _Substitute(self._substitutes) if self._substitutes else nullcontext():
-            return self._field(t, y, rows)
+            return self._field(t, y, rows).contiguous()
 
     def pull(self, value: Tensor, y: Tensor, rows: Sequence[Tensor], g: Tensor) -> list[Tensor | None]:
         """J^T g of a value of this field at the leaf y (n, D), for a cotangent g of the value's shape.
@@ -86,20 +90,21 @@ class FieldVjp:
         self.check(value, wanted)
         return list(torch.autograd.grad(value, wanted, g, allow_unused=True))
 
-    def pull_state(self, value: Tensor, y: Tensor, g: Tensor) -> Tensor | None:
+    def pull_state(self, value: Tensor, y: Tensor, rows: Sequence[Tensor], g: Tensor) -> Tensor | None:
         """J^T g with respect to the state alone; None stands for an exact zero."""
         if not value.requires_grad:
             return None
+        self.check(value, [y, *self.wanted(rows)])
         return torch.autograd.grad(value, y, g, allow_unused=True)[0]
 
     def check(self, value: Tensor, known: Sequence[Tensor]) -> None:
         """Raises RuntimeError if the graph of a value ends in a leaf that is none of the known tensors."""
         leaves = {id(tensor) for tensor in known}
-        stack = [value.grad_fn]
+        stack: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr)]
         seen: dict[int, Any] = {}
         while stack:
-            node = stack.pop()
-            if node is None or id(node) in seen or id(node) in self._known_nodes:
+            node, output = stack.pop()
+            if node is None or id(node) in seen or (id(node), output) in self._known_edges:
                 continue
             seen[id(node)] = node
             variable = getattr(node, "variable", None)
@@ -109,4 +114,4 @@ class FieldVjp:
                     "not be found when the solve began: pass it in controls, make it a parameter of the field if the "
                     "field is an nn.Module, or use gradient='backprop'"
                 )
-            stack.extend(edge for edge, _ in node.next_functions)
+            stack.extend(node.next_functions)

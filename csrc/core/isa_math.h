@@ -14,6 +14,14 @@
 #define FASTODE_HAS_FMA 0
 #endif
 
+// Before a loop: its iterations do not depend on each other, although its pointers may be equal. (Not __restrict: an
+// output may be one of the inputs.)
+#if defined(__clang__)
+#define FASTODE_INDEPENDENT_ITERATIONS _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define FASTODE_INDEPENDENT_ITERATIONS _Pragma("GCC ivdep")
+#endif
+
 namespace fastode::FASTODE_ISA {
 namespace {
 

@@ -16,9 +16,9 @@ void StepRecord<T>::reserve(const std::vector<int64_t>& samples) {
     if (every_ == 0) return;
     int64_t rows = rows_wanted(samples);
     const int64_t row_bytes = width_ * static_cast<int64_t>(sizeof(T));
-    const int64_t most = samples.empty() ? 0 : *std::max_element(count_.begin(), count_.end());
     // Past the largest number only the first state of each sample is left, and thinning can gain nothing more.
-    while (max_bytes_ > 0 && rows * row_bytes > max_bytes_ && every_ <= most) {
+    while (max_bytes_ > 0 && rows * row_bytes > max_bytes_ &&
+           every_ <= *std::max_element(count_.begin(), count_.end())) {
         thin();
         rows = rows_wanted(samples);
     }

@@ -36,7 +36,7 @@ void StepWalker<T>::steps(int64_t j, int64_t n, double* t, double* h) const {
         const bool standing = !took(static_cast<size_t>(i), j);
         const int64_t position =
             record_->position(sample, standing ? record_->count()[static_cast<size_t>(sample)] - 1 : j);
-        t[i] = record_->t(position);
+        t[i] = standing ? record_->t_next(position) : record_->t(position);
         h[i] = standing ? 0.0 : record_->h(position);
     }
 }

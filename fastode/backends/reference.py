@@ -12,6 +12,7 @@ from fastode.backends.base import Forward, Gradients
 from fastode.backends.compare import check_repeatable
 from fastode.backends.healthy import healthy_index
 from fastode.checkpoint import Checkpoint
+from fastode.field import work_dtype
 from fastode.problem import Plan
 from fastode.reference import Field, Steps, evaluate, integrate, polynomial, replay, rk_step
 from fastode.status import Status
@@ -55,7 +56,7 @@ class ReferenceBackend:
             record = None
             if policy is not None:
                 every = _spacing(policy, steps.n, y0)
-                states = [state for _, state in _walk(plan, field, steps, y0, 0, steps.n)[::every]]
+                states = [state for _, state in _walk(plan, field, steps, y0.clone(), 0, steps.n)[::every]]
                 record = ReferenceRecord(steps, states, every, k1)
         return Forward(ys, dense, steps.status, steps.reached, steps.stats, record)
 
@@ -87,7 +88,7 @@ class ReferenceBackend:
             length = min(record.every, steps.n - block)
             for j, state in reversed(_walk(plan, field, steps, record.states[block // record.every], block, length)):
                 active = steps.active(j) & solved
-                t, t_next, h = steps.t[j], steps.t_next[j], torch.where(active, steps.h[j], 0.0)
+                t, t_next, h = steps.t[j][index], steps.t_next[j], torch.where(active, steps.h[j], 0.0)
                 inside = active & (direction * (plan.times - t) > 0) & (direction * (t_next - plan.times) >= 0)
                 with torch.enable_grad():
                     y = state[index].detach().requires_grad_()
@@ -112,10 +113,11 @@ class ReferenceBackend:
 
 
 def add(total: Tensor | None, term: Tensor | None) -> Tensor | None:
-    """The sum of two gradients where None is zero."""
-    if total is None or term is None:
-        return term if total is None else total
-    return total + term
+    """The sum of two gradients where None is zero, in the work dtype: in half precision long sums stand still."""
+    if term is None:
+        return total
+    term = term.to(work_dtype(term.dtype))
+    return term if total is None else total + term
 
 
 def _spacing(policy: Checkpoint, n_steps: int, y0: Tensor) -> int:

@@ -20,6 +20,7 @@ from fastode.backends.compare import check_repeatable, same_up_to_rounding
 from fastode.backends.healthy import healthy_index
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS, RATIO_FLOOR, IController
+from fastode.field import work_dtype
 from fastode.problem import Plan
 from fastode.solution import DenseOutput, Stats
 from fastode.status import Status
@@ -34,11 +35,21 @@ _RAGGED_BELOW = 0.9
 
 @dataclass(frozen=True)
 class SteppedRecord:
-    """The compiled record of steps, the field at the start k1 (B, D), and which samples were solved (B,)."""
+    """What the backward pass needs.
+
+    Attributes:
+        steps: the compiled record of steps.
+        k1: (B, D), the field at the start.
+        final: (B, D), the state at the end.
+        solved: (B,) bool.
+        separable: False if the field was seen to give a sample another value in another batch.
+    """
 
     steps: Any
     k1: Tensor
+    final: Tensor
     solved: Tensor
+    separable: bool
 
 
 class SteppedBackend:
@@ -166,7 +177,8 @@ def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy:
     record = None
     if steps is not None:
         steps.finish()
-        record = None if policy is None else SteppedRecord(steps, k1, status == Status.SUCCESS)
+        if policy is not None:
+            record = SteppedRecord(steps, k1, ys[-1].clone(), status == Status.SUCCESS, may_compact)
     dense = _dense_output(plan, stepper, steps, ys[0], reached, n_accepted) if plan.dense else None
     return Forward(ys, dense, status, reached, stats, record)
 
@@ -215,9 +227,13 @@ class _Backward:
         self.shrinks = False
         total = int(count[moving].sum())
         self.lanes = healthy_index(moving)
-        if self.longest and total < _RAGGED_BELOW * self.longest * plan.batch:
-            self.shrinks = self._try_shrinking(record, controls, count)
+        if record.separable and total < _RAGGED_BELOW * self.longest * plan.batch:
+            self.shrinks = self._try_shrinking(plan, record, controls, count)
         self.count = count[self.lanes]
+        self.final = record.final[self.lanes]
+        # Copies of healthy samples in the place of others: they must not bring the gradients of their originals again.
+        twins = self.lanes != torch.arange(len(self.lanes))
+        self.twins = None if self.shrinks or not bool(twins.any()) else twins
         grad_ys = grad_ys.contiguous()
         grad_coefs = None if grad_coefs is None else grad_coefs.contiguous()
         self.kept_alive = (grad_ys, grad_coefs)
@@ -235,12 +251,13 @@ class _Backward:
         self.rows: list[Tensor] = []
         self.rows_for = -1
 
-    def _try_shrinking(self, record: SteppedRecord, controls: Sequence[Tensor], count: Tensor) -> bool:
+    def _try_shrinking(self, plan: Plan, record: SteppedRecord, controls: Sequence[Tensor], count: Tensor) -> bool:
         """Sorts the lanes if the field gives half of them, in the new order, the values of the whole batch."""
         order = torch.argsort(torch.where(self.moving, count, -1), descending=True, stable=True)
         order = order[: int(self.moving.sum())]
-        some = order[: (len(order) + 1) // 2]
-        y = torch.empty(len(some), self.width, dtype=record.k1.dtype)
+        everyone, some = self.lanes, order[: (len(order) + 1) // 2]
+        y = torch.empty(plan.batch, self.width, dtype=record.k1.dtype)
+        t, h = torch.empty(plan.batch, dtype=torch.float64), torch.empty(plan.batch, dtype=torch.float64)
         probe = (_C.StepWalker64 if self.wide else _C.StepWalker32)(
             record=record.steps,
             width=self.width,
@@ -249,12 +266,15 @@ class _Backward:
             times_ptr=0,
             grad_ys_ptr=0,
             grad_coefs_ptr=0,
-            samples=some.tolist(),
+            samples=everyone.tolist(),
         )
-        probe.states(0, len(some), y.data_ptr())
+        # In the states that are kept last: at the start a field may be zero, or all samples the same.
+        probe.states(self.longest, plan.batch, y.data_ptr())
+        probe.steps(self.longest, plan.batch, t.data_ptr(), h.data_ptr())
         with torch.no_grad():
-            fewer = [c.detach()[some] for c in controls]
-            if not _same_rows(self.plan, self.plan.times[0][some], y, fewer, record.k1[some]):
+            rows = [c.detach()[everyone] for c in controls]
+            expected = plan.field(t, y, rows)
+            if not _same_rows(plan, t[some], y[some], [row[some] for row in rows], expected[some]):
                 return False
         self.lanes = order
         return True
@@ -290,9 +310,10 @@ class _Backward:
         """Rows of lanes back in the order of the batch; zero for samples that are no lane of their own."""
         if lanes is None:
             return None
-        own = self.lanes == torch.arange(len(self.lanes)) if not self.shrinks else None
-        if own is not None:
-            return lanes if bool(own.all()) else torch.where(own.reshape(-1, *[1] * (lanes.ndim - 1)), lanes, 0.0)
+        if self.twins is not None:
+            return torch.where(self.twins.reshape(-1, *[1] * (lanes.ndim - 1)), 0.0, lanes)
+        if not self.shrinks:
+            return lanes
         return lanes.new_zeros(self.plan.batch, *lanes.shape[1:]).index_copy(0, self.lanes, lanes)
 
     def block(self, start: int, length: int) -> list[Tensor]:
@@ -300,6 +321,9 @@ class _Backward:
         n = self.active(start)
         y = torch.empty(n, self.width, dtype=self.kept_alive[0].dtype)
         self.walker.states(start, n, y.data_ptr())
+        standing = self.count[:n] <= start
+        if bool(standing.any()):  # they are where the forward pass had them, should the field look at other samples
+            y = torch.where(standing[:, None], self.final[:n], y)
         states = [y]
         with torch.no_grad():
             for j in range(start, start + length - 1):
@@ -347,6 +371,9 @@ class _Backward:
         p_n = p[:n]
         inner = torch.empty(degree + 1, n, self.width, dtype=y.dtype)
         inside = self.walker.outputs(j, n, p_n.data_ptr(), inner.data_ptr())
+        if self.twins is not None:
+            p_n[self.twins] = 0.0
+            inner[:, self.twins] = 0.0
         used = s if inside or tableau.b[s - 1] != 0.0 else s - 1
 
         rows = self.use_rows(n)
@@ -355,7 +382,7 @@ class _Backward:
         for i in range(used):
             state = y if i == 0 else self.combine(y, h, list(tableau.a[i, :i]), values)
             states.append(state.detach().requires_grad_())
-            values.append(self.vjp(t + float(tableau.c[i]) * h, states[-1], rows).contiguous())
+            values.append(self.vjp(t + float(tableau.c[i]) * h, states[-1], rows))
 
         if j == 0:
             check_repeatable(values[0], self.k1[self.lanes[:n]], self.plan.field)
@@ -389,7 +416,8 @@ class _Backward:
             total = totals[index]
             if total is None:
                 lead = (len(self.lanes),) if index < self.vjp.n_controls else grad.shape[:1]
-                total = totals[index] = grad.new_zeros(lead + grad.shape[1:] if grad.ndim else ())
+                shape = lead + grad.shape[1:] if grad.ndim else ()
+                total = totals[index] = grad.new_zeros(shape, dtype=work_dtype(grad.dtype))
             if index < self.vjp.n_controls:
                 total = total[:n]
             total.add_(grad)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fastode.fields import ControlledField
-from fastode.solve import solve
 from fastode.models.base import ImageModel, ModelOutput
+from fastode.solve import solve
 
 STARTS = ("learned", "encoding")
 WEIGHT_GAIN = 0.5
@@ -64,12 +64,12 @@ class AutoencODE(ImageModel):
         state_dim: int | None = None,
         hidden: int | None = None,
         activation: str = "tanh",
-        horizon: float = 1.0,
+        horizon: float = 4.0,
         start: str = "learned",
         width: int = 16,
         method: str = "dopri5",
-        rtol: float = 1e-3,
-        atol: float = 1e-4,
+        rtol: float = 1e-2,
+        atol: float = 1e-3,
         solver: dict[str, Any] | None = None,
     ) -> None:
         state_dim = code_size if state_dim is None else state_dim
@@ -77,7 +77,7 @@ class AutoencODE(ImageModel):
             raise ValueError(f"unknown start {start!r}: expected one of {', '.join(STARTS)}")
         if not horizon > 0:
             raise ValueError(f"horizon must be positive, got {horizon!r}")
-        config = {
+        config: dict[str, Any] = {
             "channels": channels,
             "code_size": code_size,
             "state_dim": state_dim,

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from fastode.models.convnets import ConvDecoder, ConvEncoder, check_image_shape
 
 FORMAT = "fastode.model/1"
 MODEL_FILE = "model.pt"
+
+Model = TypeVar("Model", bound="ImageModel")
 
 
 @dataclass
@@ -119,7 +121,7 @@ class ImageModel(nn.Module):
         torch.save({**self.description(), "state_dict": self.state_dict()}, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> Self:
+    def load(cls: type[Model], path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> Model:
         """Read a trained model, in evaluation mode, without executing code from the file.
 
         Args:

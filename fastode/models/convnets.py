@@ -14,7 +14,7 @@ SILU_GAIN = 1.6
 
 
 def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Spatial sizes from the image down to the smallest feature map: halved, rounding up, while both sides stay >= 4."""
+    """Spatial sizes from the image to the smallest feature map: halved, rounding up, while both sides stay >= 4."""
     sizes = [(height, width)]
     while True:
         h, w = (sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2
@@ -103,7 +103,7 @@ class ConvDecoder(nn.Module):
         layers: list[nn.Module] = [nn.SiLU()]
         for i in reversed(range(len(sizes) - 1)):
             n_out = width * min(2**i, MAX_FACTOR)
-            kernel = tuple(4 if side % 2 == 0 else 3 for side in sizes[i])
+            kernel = (4 - sizes[i][0] % 2, 4 - sizes[i][1] % 2)
             layers += [nn.ConvTranspose2d(n, n_out, kernel, stride=2, padding=1), nn.SiLU()]
             n = n_out
         layers.append(nn.ConvTranspose2d(n, channels, 3, padding=1))

@@ -17,7 +17,7 @@ void add_terms(T* sum, const T* coef, const T* const* x, int64_t offset, int64_t
     for (int j = 0; j < M; ++j) term[j] = x[j] + offset;
     T c[M];
     for (int j = 0; j < M; ++j) c[j] = coef[j];
-#pragma GCC ivdep
+    FASTODE_INDEPENDENT_ITERATIONS
     for (int64_t i = 0; i < count; ++i) {
         T value = kFirst ? c[0] * term[0][i] : multiply_add(c[0], term[0][i], sum[i]);
         for (int j = 1; j < M; ++j) value = multiply_add(c[j], term[j][i], value);
@@ -43,10 +43,10 @@ void add_terms(int m, T* sum, const T* coef, const T* const* x, int64_t offset, 
 template <class T, class Factor>
 void finish(T* out, const T* base, Factor factor, const T* sum, int64_t count) {
     if (base != nullptr) {
-#pragma GCC ivdep
+        FASTODE_INDEPENDENT_ITERATIONS
         for (int64_t i = 0; i < count; ++i) out[i] = multiply_add(factor(i), sum[i], base[i]);
     } else {
-#pragma GCC ivdep
+        FASTODE_INDEPENDENT_ITERATIONS
         for (int64_t i = 0; i < count; ++i) out[i] = factor(i) * sum[i];
     }
 }

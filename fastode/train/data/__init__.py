@@ -23,8 +23,10 @@ def load_data(
     Args:
         name: one of `DATA_SETS`.
         data_dir: where the files are; every data set but "digits" needs it.
+        seed: of the split, and of the choice under ``limit``.
         limit: use at most this many images in all.
-        image_size, channels: for "folder" only: resize to this side, convert to 1 (gray) or 3 (RGB) channels.
+        image_size: for "folder" only: resize to this side.
+        channels: for "folder" only: convert to 1 (gray) or 3 (RGB).
 
     Raises:
         DataError: files that are missing or damaged, with their names and where to get them.

@@ -26,7 +26,7 @@ def _to_images(pixels: np.ndarray, labels: np.ndarray, file: str) -> Images:
             f"{file} is damaged: pixels {pixels.shape} and labels {labels.shape}, expected (n, {PIXELS}) and (n,); "
             f"get it again from {WHERE}"
         )
-    if labels.size and not (0 <= labels.min() and labels.max() < len(CLASSES)):
+    if labels.size and not (labels.min() >= 0 and labels.max() < len(CLASSES)):
         raise DataError(f"{file} is damaged: labels from {labels.min()} to {labels.max()}, expected 0 to 9")
     return Images(
         torch.from_numpy(pixels.copy()).view(-1, 3, SIDE, SIDE), torch.from_numpy(labels.astype(np.int64, copy=False))
@@ -113,7 +113,7 @@ def _kind_of_archive(path: Path) -> str:
 
 
 def _locate(path: Path) -> tuple[str, Path]:
-    """(kind, archive or folder) for what the user named: an archive, the folder of batches, or a folder around either."""
+    """(kind, archive or folder) for what the user named: an archive, a folder of batches, or a folder with either."""
     if path.is_file():
         return _kind_of_archive(path), path
     for kind, (archive, folder, train, test, _) in KINDS.items():

@@ -91,7 +91,8 @@ def read(
         folder: holds train/ (and test/ or val/), or the class folders themselves, or images without classes.
         image_size: side of the square that images are resized to; None keeps them, if all have one size.
         channels: 1 or 3; None takes 1 if all images are gray, else 3.
-        limit: read at most this many images, chosen by ``seed``.
+        limit: read at most this many images.
+        seed: chooses them.
 
     Raises:
         DataError: no images, an unreadable image, or different sizes without ``image_size``.
