@@ -31,7 +31,8 @@ class _AdjointSolve(torch.autograd.Function):
     def forward(
         ctx: Any, backend: Backend, plan: Plan, k1: Tensor, n_controls: int, y0: Tensor, times: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Forward]:
-        result = backend.forward(plan, y0.contiguous(), tensors[:n_controls], k1, None)
+        controls = [c.detach() for c in tensors[:n_controls]]
+        result = backend.forward(plan, y0.detach().contiguous(), controls, k1, None)
         ctx.plan, ctx.n_controls = plan, n_controls
         ctx.solved = result.status == Status.SUCCESS
         ctx.save_for_backward(k1, result.ys, *tensors[:n_controls])

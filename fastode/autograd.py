@@ -72,7 +72,8 @@ class _CheckpointSolve(torch.autograd.Function):
         times: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor | None, Forward]:
-        result = backend.forward(plan, y0.contiguous(), tensors[:n_controls], k1, policy)
+        controls = [c.detach() for c in tensors[:n_controls]]
+        result = backend.forward(plan, y0.detach().contiguous(), controls, k1, policy)
         ctx.backend, ctx.plan, ctx.n_controls = backend, plan, n_controls
         ctx.record, ctx.solved = result.record, result.status == Status.SUCCESS
         ctx.save_for_backward(k1, result.ys if times.requires_grad else None, *tensors[:n_controls])
@@ -137,7 +138,7 @@ def start_of(plan: Plan, inputs: Inputs) -> tuple[Tensor, list[Tensor] | None]:
     y0, controls = inputs.y0.detach(), [c.detach() for c in inputs.controls]
 
     def start() -> Tensor:
-        return plan.field(plan.times[0], y0, controls)
+        return plan.field(plan.times[0], y0, controls).clone()  # the field may return the same buffer every time
 
     if not torch.is_grad_enabled():
         return start(), None

@@ -24,13 +24,13 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
     y0, controls, times = inputs.y0, inputs.controls, inputs.times
 
     def field(t: Tensor, y: Tensor) -> Tensor:
-        return plan.field(t, y, controls)
+        return plan.field(t, y, controls).clone()  # the field may return the same buffer every time
 
     # Without gradient the field sees arguments without gradient: it may itself differentiate by them.
     start, held = y0.detach(), [c.detach() for c in controls]
 
     def steady(t: Tensor, y: Tensor) -> Tensor:
-        return plan.field(t, y, held)
+        return plan.field(t, y, held).clone()
 
     with torch.no_grad():
         steps = integrate(plan, steady, start, steady(plan.times[0], start))
@@ -43,7 +43,7 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
     twin_controls = [c[index] for c in controls]
     graph, graph_dense = replay(
         replace(plan, times=plan.times[:, index]),
-        lambda t, y: plan.field(t, y, twin_controls),
+        lambda t, y: plan.field(t, y, twin_controls).clone(),
         steps.select(index),
         y0[index],
         times[:, index],

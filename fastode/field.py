@@ -68,7 +68,7 @@ class FlatField:
                 value = self.field(*arguments)
         else:
             value = self.field(*arguments)
-        flat = state.flatten(value, "the field's value", n)
+        flat = state.flatten(value, "the field's value", n).resolve_neg()  # kernels read the memory behind it
         if not enabled:
             for leaf in [value] if state.is_tensor else pytree.tree_leaves(value):
                 if leaf.dtype != dtype:

@@ -126,9 +126,13 @@ def check_tolerance(value: Any, name: str, spec: StateSpec) -> Tensor:
     for part, shape in zip(parts, spec.shapes, strict=True):
         if isinstance(part, bool) or not isinstance(part, (int, float, Tensor)):
             raise TypeError(f"{name} must consist of numbers or tensors, got {type(part).__name__}")
+        if isinstance(part, Tensor) and part.is_complex():
+            raise TypeError(f"{name} must be real, got {part.dtype}")
         tensor = torch.as_tensor(part, dtype=dtype, device=spec.device).detach()
         if host_any(~(tensor >= 0)):
             raise ValueError(f"{name} must be at least 0, got {part}")
+        if name == "rtol" and host_any(torch.isinf(tensor)):  # an infinite atol leaves a component out of control
+            raise ValueError(f"rtol must be finite, got {part}")
         try:
             rows.append(tensor.expand(shape).reshape(-1))
         except RuntimeError as error:

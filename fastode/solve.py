@@ -110,7 +110,7 @@ def solve(
 
 def _solution(t: Any, ys: Tensor, coefs: Tensor | None, result: Forward, spec: Any) -> Solution:
     dense = None if coefs is None or result.dense is None else replace(result.dense, coefs=coefs, y0=ys[0])
-    given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+    given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device=ys.device)
     return Solution(given.to(ys.device), spec.unflatten(ys.to(spec.dtype)), result.status, result.stats, spec, dense)
 
 

@@ -35,6 +35,7 @@ class SolveError(RuntimeError):
 
     def __init__(self, status: Tensor, reached: Tensor) -> None:
         """Gathers the failed samples of status (B,) and reached (B,)."""
+        self._given = status.detach().cpu(), reached.detach().cpu()
         failed = (status != Status.SUCCESS).nonzero().flatten().tolist()
         codes = status.tolist()
         times = reached.tolist()
@@ -50,3 +51,6 @@ class SolveError(RuntimeError):
             f"{len(failed)} of {len(codes)} samples failed: {'; '.join(shown)}{more}. "
             "on_failure='nan' returns the others and marks these in Solution.status."
         )
+
+    def __reduce__(self) -> tuple[type[SolveError], tuple[Tensor, Tensor]]:
+        return SolveError, self._given  # what worker processes send home is pickled

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+STATE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def leaves(tree: Any) -> list[Any]:
     """The leaves of nested tuples, lists and dicts, in a fixed order."""
@@ -73,7 +75,12 @@ class StateSpec:
             return tree if tree.ndim == 2 else tree.reshape(lead, self.width)
         parts, treespec = pytree.tree_flatten(tree)
         if treespec != self.treespec:
-            raise TypeError(f"{what} must have the structure of the state, {self.treespec}; got {treespec}")
+            try:
+                parts = self.treespec.flatten_up_to(tree)  # the keys of a dict may come in another order
+            except ValueError:
+                raise TypeError(
+                    f"{what} must have the structure of the state, {self.treespec}; got {treespec}"
+                ) from None
         for part, shape in zip(parts, self.shapes, strict=True):
             self._check_leaf(part, shape, what, lead)
         return torch.cat([p.reshape(lead, size) for p, size in zip(parts, self.sizes, strict=True)], dim=1)
@@ -100,8 +107,8 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
     for part in parts:
         if not isinstance(part, Tensor):
             raise TypeError(f"y0 must be a tensor or a tree of tensors, got a leaf of type {type(part).__name__}")
-        if not part.is_floating_point():
-            raise TypeError(f"y0 must have a floating dtype, got {part.dtype}")
+        if part.dtype not in STATE_DTYPES:
+            raise TypeError(f"y0 must have a floating dtype of 16, 32 or 64 bits, got {part.dtype}")
         if part.ndim == 0:
             raise ValueError("y0 must have a leading batch dimension, got a tensor of shape ()")
     first = parts[0]
@@ -115,4 +122,4 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
                 f"all tensors of y0 must share the batch dimension, got {first.shape[0]} and {part.shape[0]}"
             )
     spec = StateSpec(treespec, tuple(p.shape[1:] for p in parts), first.dtype, first.device)
-    return spec.flatten(y0, "y0", first.shape[0]), spec
+    return spec.flatten(y0, "y0", first.shape[0]).resolve_neg(), spec

@@ -48,7 +48,7 @@ class ReferenceBackend:
         """See ``Backend.forward``."""
 
         def field(t: Tensor, y: Tensor) -> Tensor:
-            return plan.field(t, y, controls)
+            return plan.field(t, y, controls).clone()  # the field may return the same buffer every time
 
         with torch.no_grad():
             steps = integrate(plan, field, y0, k1)

@@ -26,6 +26,7 @@ from fastode.solution import DenseOutput, Stats
 from fastode.status import Status
 from fastode.vjp import FieldVjp
 
+_CPU = torch.device("cpu")  # named everywhere: the default device may be another
 _MAX_STAGES = 32
 _COMPACT_BELOW = 0.75
 """The batch is compacted when no more than this part of its samples is still running."""
@@ -117,7 +118,7 @@ def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy:
     tableau, dtype = plan.tableau, y0.dtype
     batch, width = y0.shape
     wide = dtype == torch.float64
-    ys = torch.full((plan.times.shape[0], batch, width), torch.nan, dtype=dtype)
+    ys = torch.full((plan.times.shape[0], batch, width), torch.nan, dtype=dtype, device=_CPU)
     steps = None
     if policy is not None or plan.dense:
         make_record = _C.StepRecord64 if wide else _C.StepRecord32
@@ -133,7 +134,7 @@ def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy:
         rtol_ptr=plan.rtol.data_ptr(),
         atol_ptr=plan.atol.data_ptr(),
         ys_ptr=ys.data_ptr(),
-        max_steps=plan.max_steps,
+        max_steps=min(plan.max_steps, 2**62),
         first_step=0.0 if controller is None else controller.first_step or 0.0,
         dense=plan.dense,
         c=tableau.c.tolist(),
@@ -144,8 +145,8 @@ def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy:
         record=steps,
     )
     stepper.start(y0.data_ptr(), k1.data_ptr())
-    k: Tensor | None = None
-    t, y = torch.empty(batch, dtype=dtype), torch.empty(batch, width, dtype=dtype)
+    # k is the field at (t, y): the values that samples must get by themselves before the others may be dropped.
+    k, t, y = k1, plan.times[0].to(dtype, copy=True), y0.clone()
     if controller is not None and controller.first_step is None and batch > 0:
         stepper.probe(t.data_ptr(), y.data_ptr())
         k = plan.field(t, y, controls).contiguous()
@@ -153,22 +154,20 @@ def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy:
 
     running = len(stepper.running())
     may_compact = True
-    k = None
     while running > 0:
         if may_compact and running <= _COMPACT_BELOW * stepper.lanes:
             kept = torch.from_numpy(stepper.running())
             fewer = [c[kept] for c in controls]
-            if k is None or _same_rows(plan, t[kept], y[kept], fewer, k[kept]):
+            same = _same_rows(plan, t[kept], y[kept], fewer, k[kept])
+            if same:
                 stepper.compact()
                 controls, t, y = fewer, t[:running], y[:running]
-            else:
+            elif same is not None:
                 may_compact = False
-        k = None
         for i in range(1, tableau.n_stages):
-            stepper.stage(i, 0 if k is None else k.data_ptr(), t.data_ptr(), y.data_ptr())
+            stepper.stage(i, 0 if i == 1 else k.data_ptr(), t.data_ptr(), y.data_ptr())
             # The kernel copies k before y is overwritten: a field may return its argument, or a buffer of its own.
             k = plan.field(t, y, controls).contiguous()
-        assert k is not None
         running = stepper.finish_step(y.data_ptr(), k.data_ptr())
 
     n_accepted, n_rejected = torch.from_numpy(stepper.n_accepted()), torch.from_numpy(stepper.n_rejected())
@@ -183,17 +182,23 @@ def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy:
     return Forward(ys, dense, status, reached, stats, record)
 
 
-def _same_rows(plan: Plan, t: Tensor, y: Tensor, controls: list[Tensor], expected: Tensor) -> bool:
-    """Whether the field gives these rows by themselves the values they had among all rows, up to rounding."""
+def _same_rows(plan: Plan, t: Tensor, y: Tensor, controls: list[Tensor], expected: Tensor) -> bool | None:
+    """Whether the field gives these rows by themselves the values they had among all rows, up to rounding.
+
+    None if all of the values are NaN or infinite (steps about to be rejected): they tell nothing.
+    """
+    known = torch.isfinite(expected).all(dim=1)
+    if not bool(known.any()):
+        return None
     try:
         value = plan.field(t, y, controls)
     except Exception:  # the field holds something that only fits the whole batch; there it works
         return False
-    return same_up_to_rounding(value, expected, plan.field)
+    return same_up_to_rounding(value[known], expected[known], plan.field)
 
 
 def _dense_output(plan: Plan, stepper: Any, steps: Any, y0: Tensor, reached: Tensor, n_accepted: Tensor) -> DenseOutput:
-    coefs = torch.empty(steps.steps, plan.tableau.degree + 1, y0.shape[1], dtype=y0.dtype)
+    coefs = torch.empty(steps.steps, plan.tableau.degree + 1, y0.shape[1], dtype=y0.dtype, device=_CPU)
     stepper.copy_dense(coefs.data_ptr())
     start, _, size, rows = (torch.from_numpy(column) for column in steps.table())
     return DenseOutput(start, size, rows, coefs, n_accepted, plan.times[0], reached, y0)
@@ -232,7 +237,7 @@ class _Backward:
         self.count = count[self.lanes]
         self.final = record.final[self.lanes]
         # Copies of healthy samples in the place of others: they must not bring the gradients of their originals again.
-        twins = self.lanes != torch.arange(len(self.lanes))
+        twins = self.lanes != torch.arange(len(self.lanes), device=_CPU)
         self.twins = None if self.shrinks or not bool(twins.any()) else twins
         grad_ys = grad_ys.contiguous()
         grad_coefs = None if grad_coefs is None else grad_coefs.contiguous()
@@ -256,8 +261,8 @@ class _Backward:
         order = torch.argsort(torch.where(self.moving, count, -1), descending=True, stable=True)
         order = order[: int(self.moving.sum())]
         everyone, some = self.lanes, order[: (len(order) + 1) // 2]
-        y = torch.empty(plan.batch, self.width, dtype=record.k1.dtype)
-        t, h = torch.empty(plan.batch, dtype=torch.float64), torch.empty(plan.batch, dtype=torch.float64)
+        y = torch.empty(plan.batch, self.width, dtype=record.k1.dtype, device=_CPU)
+        t, h = torch.empty(2, plan.batch, dtype=torch.float64, device=_CPU)
         probe = (_C.StepWalker64 if self.wide else _C.StepWalker32)(
             record=record.steps,
             width=self.width,
@@ -292,7 +297,7 @@ class _Backward:
     def run(self) -> Gradients:
         """The whole walk."""
         n_lanes, dtype = len(self.lanes), self.kept_alive[0].dtype
-        p = torch.zeros(n_lanes, self.width, dtype=dtype)
+        p = torch.zeros(n_lanes, self.width, dtype=dtype, device=_CPU)
         wanted = self.vjp.wanted(self.use_rows(n_lanes))
         totals: list[Tensor | None] = [None] * len(wanted)
         every = self.steps.every
@@ -319,7 +324,7 @@ class _Backward:
     def block(self, start: int, length: int) -> list[Tensor]:
         """States at the start of steps start, start + 1, ...: the first from the record, the others computed again."""
         n = self.active(start)
-        y = torch.empty(n, self.width, dtype=self.kept_alive[0].dtype)
+        y = torch.empty(n, self.width, dtype=self.kept_alive[0].dtype, device=_CPU)
         self.walker.states(start, n, y.data_ptr())
         standing = self.count[:n] <= start
         if bool(standing.any()):  # they are where the forward pass had them, should the field look at other samples
@@ -343,7 +348,7 @@ class _Backward:
 
     def times(self, j: int, n: int) -> tuple[Tensor, Tensor]:
         """Start and size of step j of the first n lanes, (n,) float64."""
-        t, h = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
+        t, h = torch.empty(2, n, dtype=torch.float64, device=_CPU)
         self.walker.steps(j, n, t.data_ptr(), h.data_ptr())
         return t, h
 
@@ -369,7 +374,7 @@ class _Backward:
         s, degree = tableau.n_stages, tableau.degree
         t, h = self.times(j, n)
         p_n = p[:n]
-        inner = torch.empty(degree + 1, n, self.width, dtype=y.dtype)
+        inner = torch.empty(degree + 1, n, self.width, dtype=y.dtype, device=_CPU)
         inside = self.walker.outputs(j, n, p_n.data_ptr(), inner.data_ptr())
         if self.twins is not None:
             p_n[self.twins] = 0.0

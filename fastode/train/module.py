@@ -37,9 +37,9 @@ class TrainModule(L.LightningModule):
         y: Tensor = self.model(x)
         return y
 
-    def on_train_epoch_start(self) -> None:
-        # The noise of an epoch (a VAE's samples) must not depend on how the run got there: resumed or not.
-        torch.manual_seed((self.config.seed * 1_000_003 + self.current_epoch) * 4099 + self.global_rank)
+    def on_train_batch_start(self, batch: Tensor, batch_index: int) -> None:
+        # The noise of a step (a VAE's samples) must not depend on how the run got there: resumed or not.
+        torch.manual_seed((self.config.seed * 1_000_003 + self.global_step) * 4099 + self.global_rank)
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
         output = self.model.outputs(x)

@@ -1,0 +1,1 @@
+"""Benchmarks: one registry of workloads, one runner per library, one comparison."""
