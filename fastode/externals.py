@@ -81,22 +81,21 @@ def owned_tensors(field: Callable[..., Any]) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     seen: set[int] = set()
 
-    def visit(value: Any, depth: int, held: bool) -> None:
+    # A stack and no recursion: a function that refers to itself would keep what it found until garbage is collected.
+    stack: list[tuple[Any, int, bool]] = [(field, 0, True)]
+    while stack:
+        value, depth, held = stack.pop()
         if isinstance(value, Tensor):
             if value.requires_grad and (held or value.is_leaf):
                 found[id(value)] = value
-            return
+            continue
         if depth > _MAX_DEPTH or id(value) in seen:
-            return
+            continue
         seen.add(id(value))
         held = held and isinstance(value, _CODE_OR_CONTAINER)
-        for child in _children(value):
-            visit(child, depth + 1, held)
+        stack.extend((child, depth + 1, held) for child in _children(value))
         if isinstance(value, types.FunctionType):
-            for name in _names(value.__code__):
-                visit(value.__globals__.get(name), depth + 1, False)
-
-    visit(field, 0, True)
+            stack.extend((value.__globals__.get(name), depth + 1, False) for name in _names(value.__code__))
     return list(found.values())
 
 

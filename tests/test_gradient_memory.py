@@ -18,7 +18,7 @@ F64 = torch.float64
 SPACINGS = [2, 3, 7, 1000]
 
 
-def unequal(batch: int = 12, fastest: float = 60.0) -> tuple[Tensor, Tensor, Tensor]:
+def unequal(batch: int = 8, fastest: float = 25.0) -> tuple[Tensor, Tensor, Tensor]:
     """y0, controls (frequencies) and a weight such that one sample takes many times the steps of the others."""
     speed = torch.linspace(0.1, 2.0, batch, dtype=F64)[:, None].repeat(1, 2)
     speed[batch // 3] = fastest
@@ -46,12 +46,12 @@ def record_of(ys: Tensor) -> Any:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("every", SPACINGS)
-@pytest.mark.parametrize("options", [{}, {"method": "heun3", "step_size": 0.07}, {"method": "dopri8", "rtol": 1e-8}])
-def test_fewer_states_give_the_same_gradient(every: int, backend: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{}, {"method": "heun3", "step_size": 0.07}, {"method": "dopri8", "rtol": 1e-6}])
+def test_fewer_states_give_the_same_gradient(backend: str, options: dict[str, Any]) -> None:
     inputs = list(unequal())
     expected = grads_of(Checkpoint(), backend, inputs, **options)
-    assert_close(grads_of(Checkpoint(every=every), backend, inputs, **options), expected)
+    for every in SPACINGS:
+        assert_close(grads_of(Checkpoint(every=every), backend, inputs, **options), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -77,7 +77,7 @@ def test_recomputed_states_are_the_recorded_ones_to_the_bit(every: int, backend:
 def test_fewer_states_with_dense_output_and_failing_samples(backend: str) -> None:
     y0, c, weight = unequal()
     c[5] = torch.nan
-    query = torch.rand(4, 12, dtype=F64)
+    query = torch.rand(4, 8, dtype=F64)
 
     def run(gradient: Any) -> list[Tensor | None]:
         def loss(y: Tensor, c: Tensor, w: Tensor) -> Tensor:
@@ -95,14 +95,14 @@ def test_fewer_states_with_dense_output_and_failing_samples(backend: str) -> Non
 
 def test_record_holds_the_accepted_steps_and_not_a_rectangle() -> None:
     """One stiff sample among many: memory follows the sum of the steps, not batch times the most steps."""
-    y0, c, weight = unequal(64, 300.0)
+    y0, c, weight = unequal(64, 100.0)
     sol = solve(waves(weight.requires_grad_()), y0, [0.0, 1.0], controls=c, backend="stepped")
     counts = sol.stats.n_accepted
-    assert int(counts.max()) > 15 * int(counts.median())
+    assert int(counts.max()) > 10 * int(counts.median())
     record = record_of(sol.ys)
     assert record.steps == int(counts.sum())
     assert record.state_bytes == int(counts.sum()) * 2 * 8
-    assert record.state_bytes < 0.2 * int(counts.max()) * 64 * 2 * 8
+    assert record.state_bytes < 0.3 * int(counts.max()) * 64 * 2 * 8
     assert record.count().tolist() == counts.tolist()
 
 
@@ -116,7 +116,7 @@ def test_record_keeps_every_so_many_states(every: int) -> None:
     assert record_of(sol.ys).state_bytes == rows * 2 * 8
 
 
-@pytest.mark.parametrize("states", [12, 13, 20, 40, 100, 10_000])
+@pytest.mark.parametrize("states", [8, 9, 20, 60, 10_000])
 @pytest.mark.parametrize("every", [1, 3])
 def test_record_stays_within_its_budget(states: int, every: int) -> None:
     inputs = list(unequal())
@@ -128,7 +128,7 @@ def test_record_stays_within_its_budget(states: int, every: int) -> None:
     assert record.state_bytes <= budget
     most = int(sol.stats.n_accepted.max())
     assert record.every % every == 0
-    if states == 12:  # no more than the start of each sample
+    if states == 8:  # no more than the start of each sample
         assert record.every >= most
     if states == 10_000:
         assert record.every == every
@@ -143,29 +143,26 @@ def test_one_state_of_each_sample_is_kept_whatever_the_budget() -> None:
     sol = solve(
         waves(weight.clone().requires_grad_()), y0, [0.0, 1.0], controls=c, gradient=gradient, backend="stepped"
     )
-    assert record_of(sol.ys).state_bytes == 12 * 2 * 8
+    assert record_of(sol.ys).state_bytes == 8 * 2 * 8
     for backend in BACKENDS:
         assert_close(grads_of(gradient, backend, inputs), grads_of("backprop", "auto", inputs))
 
 
 def test_budget_holds_when_a_finished_sample_has_taken_the_most_steps() -> None:
     """The last samples to run are slow for their rejections: they take fewer steps than one that is done."""
-    batch = 8
-    c = torch.full((batch, 1), 60.0, dtype=F64)  # jumps 60 times, which costs rejections
-    c[0] = 0.0
-    t = torch.tensor([[0.0], [1.0]], dtype=F64).repeat(1, batch)
+    c = torch.tensor([0.0, 7.0, 7.0], dtype=F64)[:, None]  # 0: swings; 7: as many jumps, which cost rejections
 
     def field(t: Tensor, y: Tensor, c: Tensor) -> Tensor:
-        return torch.where(c > 0, torch.sign(torch.sin(c * t * torch.pi)), torch.cos(300 * t)) + 0 * y
+        return torch.where(c > 0, torch.sign(torch.sin(c * t * torch.pi)), torch.cos(40 * t)) + 0 * y
 
-    y0 = random(batch, 1).requires_grad_()
-    options: Any = {"controls": c, "rtol": 1e-6, "atol": 1e-6, "backend": "stepped"}
-    every_state = solve(field, y0, t, **options)
-    accepted = every_state.stats.n_accepted
-    assert bool((every_state.stats.n_steps[1:] > every_state.stats.n_steps[0]).any())
-    for spacing in range(int(accepted.max()).bit_length() + 1):
-        rows = int((-(-accepted // 2**spacing)).sum())  # what fits exactly at this spacing
-        sol = solve(field, y0, t, gradient=Checkpoint(max_bytes=rows * 8), **options)
+    y0 = random(3, 1).requires_grad_()
+    options: Any = {"controls": c, "rtol": 1e-4, "atol": 1e-5, "backend": "stepped"}
+    stats = solve(field, y0, [0.0, 1.0], **options).stats
+    assert bool((stats.n_steps[1:] > stats.n_steps[0]).all())
+    assert bool((stats.n_accepted[1:] < stats.n_accepted[0]).all())
+    for spacing in range(int(stats.n_accepted.max()).bit_length() + 1):
+        rows = int((-(-stats.n_accepted // 2**spacing)).sum())  # what fits exactly at this spacing
+        sol = solve(field, y0, [0.0, 1.0], gradient=Checkpoint(max_bytes=rows * 8), **options)
         assert record_of(sol.ys).state_bytes <= rows * 8
 
 
@@ -175,7 +172,7 @@ def test_budget_holds_when_a_finished_sample_has_taken_the_most_steps() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_very_unequal_numbers_of_steps(backend: str, reverse: bool) -> None:
-    y0, c, weight = unequal(16, 150.0)
+    y0, c, weight = unequal(16, 40.0)
     t = torch.tensor([0.0, 0.11, 0.5, 1.0], dtype=F64)
     t = t.flip(0) if reverse else t
     sizes = set()
@@ -193,7 +190,7 @@ def test_very_unequal_numbers_of_steps(backend: str, reverse: bool) -> None:
         return grads
 
     expected = run("backprop", "auto")
-    assert_close(run("checkpoint", backend), expected)
+    assert_close(run("checkpoint", backend), expected, 1e-9)  # step sizes differ by rounding
     assert (min(sizes) < 16) == (backend == "stepped")  # the walk backward goes on with those that have steps left
 
 
@@ -212,7 +209,7 @@ def sliced_closure(w: Tensor, scale: Tensor) -> Callable[..., Tensor]:
 @pytest.mark.parametrize("every", [1, 3])
 def test_field_that_only_fits_the_whole_batch(make: Any, backend: str, every: int) -> None:
     y0, c, weight = unequal()
-    scale = random(12, 1).abs() + 0.5
+    scale = random(8, 1).abs() + 0.5
 
     def run(gradient: Any, backend: str) -> list[Tensor | None]:
         def loss(y: Tensor, c: Tensor, w: Tensor, s: Tensor) -> Tensor:
@@ -221,7 +218,7 @@ def test_field_that_only_fits_the_whole_batch(make: Any, backend: str, every: in
 
         return gradients(loss, [y0, c, weight, scale])
 
-    assert_close(run(Checkpoint(every=every), backend), run("backprop", "auto"))
+    assert_close(run(Checkpoint(every=every), backend), run("backprop", "auto"), 1e-9)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -248,13 +245,18 @@ def test_field_that_couples_the_samples(backend: str, every: int, same_start: bo
     assert_close(run(Checkpoint(every=every), backend), run("backprop", "auto"))
 
 
-def test_single_sample_and_empty_batch() -> None:
-    for batch in (1, 0):
-        y0, c = random(batch, 2), random(batch, 2)
-        grads = gradients(
-            lambda y, c: solve(lambda t, y, c: torch.tanh(y) * c, y, [0.0, 1.0], controls=c).ys.sum(), [y0, c]
-        )
-        assert [g.shape for g in grads if g is not None] == [(batch, 2)] * 2
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("batch", [0, 1])
+def test_single_sample_and_empty_batch(backend: str, batch: int) -> None:
+    y0, c = random(batch, 2), random(batch, 2)
+
+    def loss(y: Tensor, c: Tensor) -> Tensor:
+        return solve(lambda t, y, c: torch.tanh(y) * c, y, [0.0, 1.0], controls=c, backend=backend).ys.sum()
+
+    grad_y0, grad_c = gradients(loss, [y0, c])
+    assert grad_y0 is not None
+    assert grad_y0.shape == (batch, 2)
+    assert (grad_c is not None and bool(grad_c.any())) == (batch == 1)
 
 
 def test_width_zero() -> None:

@@ -11,7 +11,7 @@ _SAME_ULPS, _SAME_ULPS_HALF = 64, 4
 
 
 def same_up_to_rounding(value: Tensor, expected: Tensor, field: FlatField) -> bool:
-    """Whether rows (n, D) agree within 64 roundings of their largest entry in the state's dtype, 4 in half precision."""
+    """Whether rows (n, D) agree within 64 roundings (half precision: 4) of their largest entry in the state's dtype."""
     dtype = field.state.dtype
     return _within(value, expected, (_SAME_ULPS_HALF if dtype in HALF_DTYPES else _SAME_ULPS) * torch.finfo(dtype).eps)
 

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from fastode.models import load_model
 from fastode.models.base import MODEL_FILE
 from fastode.train import report
-from fastode.train.callbacks import EpochTable, read_metrics
+from fastode.train.callbacks import EpochLog, EpochTable, read_metrics
 from fastode.train.config import TrainConfig, build_model
 from fastode.train.data import ImageData, load_data
 from fastode.train.loader import ImageModule
@@ -93,7 +93,9 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: list[Callback] | 
     }
     best = ModelCheckpoint(filename=BEST, monitor="val_loss", **common)
     last = ModelCheckpoint(filename=LAST, **common)
-    everything: list[Callback] = [EpochTable(folder, echo=not config.progress), *(callbacks or []), best, last]
+    table = EpochTable()
+    log = EpochLog(table, folder, echo=not config.progress)
+    everything: list[Callback] = [table, *(callbacks or []), best, last, log]
     if config.early_stop is not None:
         everything.append(EarlyStopping("val_loss", patience=config.early_stop))
     if config.progress:
