@@ -124,13 +124,15 @@ def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy:
         make_record = _C.StepRecord64 if wide else _C.StepRecord32
         every, budget = (policy.every, policy.max_bytes or 0) if policy is not None else (0, 0)
         steps = make_record(batch, width, every, budget)
-    controller = plan.controller
+    controller, step_size = plan.controller, plan.step_size
+    if step_size is not None and batch == 0:
+        step_size = step_size.new_ones(1)  # an empty tensor has no address, and none means adaptive steps
     stepper = (_C.Stepper64 if wide else _C.Stepper32)(
         batch=batch,
         width=width,
         n_times=plan.times.shape[0],
         times_ptr=plan.times.data_ptr(),
-        step_size_ptr=0 if plan.step_size is None else plan.step_size.data_ptr(),
+        step_size_ptr=0 if step_size is None else step_size.data_ptr(),
         rtol_ptr=plan.rtol.data_ptr(),
         atol_ptr=plan.atol.data_ptr(),
         ys_ptr=ys.data_ptr(),
