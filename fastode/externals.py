@@ -30,6 +30,10 @@ class _ReadTensors(TorchDispatchMode):
         self.read: dict[int, Tensor] = {}
         self._made: dict[int, Tensor] = {}  # keeps them alive: an id must not be reused
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise torch imports its compiler when the mode is first used: seconds
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -40,11 +40,13 @@ def assert_close(actual: Any, expected: Any, rtol: float = ROUNDING) -> None:
 
 def node_of(tensor: Tensor) -> Any:
     """The autograd node of the solve that a result comes from; None if it has none."""
-    stack = [tensor.grad_fn]
+    stack: list[Any] = [tensor.grad_fn]
+    seen: dict[int, Any] = {}
     while stack:
         node = stack.pop()
-        if node is None:
+        if node is None or id(node) in seen:
             continue
+        seen[id(node)] = node
         if hasattr(node, "plan"):
             return node
         stack.extend(edge for edge, _ in node.next_functions)

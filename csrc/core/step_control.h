@@ -64,8 +64,9 @@ FASTODE_HOST_DEVICE inline double probe_step(double d0, double d1, double span) 
 FASTODE_HOST_DEVICE inline double first_step(double h0, double d1, double d2, double exponent) {
     // A NaN in d2 must come through, as it does in the specification: then the probing step's size is kept.
     const double steepest = d1 > d2 ? d1 : d2;
-    const double h1 =
-        d1 != d1 || d2 != d2 ? NAN : steepest <= 1e-15 ? fmax(1e-6, h0 * 1e-3) : pow(0.01 / steepest, exponent);
+    const double h1 = d1 != d1 || d2 != d2 ? NAN
+                      : steepest <= 1e-15  ? fmax(1e-6, h0 * 1e-3)
+                                           : pow(0.01 / steepest, exponent);
     if (!(h1 - h1 == 0.0)) return h0;
     return 100 * h0 < h1 ? 100 * h0 : h1;
 }

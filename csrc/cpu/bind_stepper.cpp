@@ -50,9 +50,9 @@ Method make_method(std::vector<double> c, std::vector<double> a, std::vector<dou
 
 StepControl make_control(const py::dict& values) {
     const auto get = [&values](const char* name) { return values[name].cast<double>(); };
-    return {get("exponent"),   get("b1"),          get("b2"),           get("b3"),
-            get("safety"),     get("min_factor"),  get("max_factor"),   get("min_step"),
-            get("max_step"),   get("ratio_floor"), get("last_stretch"), get("min_ulps")};
+    return {get("exponent"), get("b1"),          get("b2"),           get("b3"),
+            get("safety"),   get("min_factor"),  get("max_factor"),   get("min_step"),
+            get("max_step"), get("ratio_floor"), get("last_stretch"), get("min_ulps")};
 }
 
 template <class T>
@@ -118,8 +118,7 @@ void bind_for(py::module_& m, const std::string& bits) {
              py::arg("max_steps"), py::arg("first_step"), py::arg("dense"), py::arg("c"), py::arg("a"), py::arg("e"),
              py::arg("q"), py::arg("control"), py::arg("record"))
         .def(
-            "start",
-            [](Steps& s, uintptr_t y0, uintptr_t k1) { s.start(pointer<const T>(y0), pointer<const T>(k1)); },
+            "start", [](Steps& s, uintptr_t y0, uintptr_t k1) { s.start(pointer<const T>(y0), pointer<const T>(k1)); },
             py::arg("y0_ptr"), py::arg("k1_ptr"), ReleaseGil())
         .def(
             "probe", [](Steps& s, uintptr_t t, uintptr_t y) { s.probe(pointer<T>(t), pointer<T>(y)); },
@@ -135,7 +134,9 @@ void bind_for(py::module_& m, const std::string& bits) {
             py::arg("i"), py::arg("k_ptr"), py::arg("t_ptr"), py::arg("y_ptr"), ReleaseGil())
         .def(
             "finish_step",
-            [](Steps& s, uintptr_t y1, uintptr_t k) { return s.finish_step(pointer<const T>(y1), pointer<const T>(k)); },
+            [](Steps& s, uintptr_t y1, uintptr_t k) {
+                return s.finish_step(pointer<const T>(y1), pointer<const T>(k));
+            },
             py::arg("y1_ptr"), py::arg("k_ptr"), ReleaseGil())
         .def("compact", &Steps::compact, ReleaseGil())
         .def_property_readonly("lanes", &Steps::lanes)
@@ -157,17 +158,20 @@ void bind_for(py::module_& m, const std::string& bits) {
         .def(py::init([](std::shared_ptr<Record> record, int64_t width, int64_t n_times, int degree, uintptr_t times,
                          uintptr_t grad_ys, uintptr_t grad_coefs, std::vector<int64_t> samples) {
                  const auto batch = static_cast<int64_t>(record->count().size());
-                 const OutputGradients<T> outputs{
-                     batch,  width, n_times, degree, pointer<const double>(times), pointer<const T>(grad_ys),
-                     pointer<const T>(grad_coefs)};
+                 const OutputGradients<T> outputs{batch,
+                                                  width,
+                                                  n_times,
+                                                  degree,
+                                                  pointer<const double>(times),
+                                                  pointer<const T>(grad_ys),
+                                                  pointer<const T>(grad_coefs)};
                  return std::make_unique<Walker>(std::move(record), outputs, std::move(samples));
              }),
              py::kw_only(), py::arg("record"), py::arg("width"), py::arg("n_times"), py::arg("degree"),
              py::arg("times_ptr"), py::arg("grad_ys_ptr"), py::arg("grad_coefs_ptr"), py::arg("samples"))
         .def(
-            "states",
-            [](const Walker& w, int64_t j, int64_t n, uintptr_t y) { w.states(j, n, pointer<T>(y)); }, py::arg("j"),
-            py::arg("n"), py::arg("y_ptr"), ReleaseGil())
+            "states", [](const Walker& w, int64_t j, int64_t n, uintptr_t y) { w.states(j, n, pointer<T>(y)); },
+            py::arg("j"), py::arg("n"), py::arg("y_ptr"), ReleaseGil())
         .def(
             "steps",
             [](const Walker& w, int64_t j, int64_t n, uintptr_t t, uintptr_t h) {

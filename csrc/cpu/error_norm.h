@@ -12,11 +12,11 @@ namespace fastode {
 template <class T>
 struct ErrorNormArgs {
     const T* y;
-    const T* y1;         // may be y
-    const T* rtol;       // (d,)
-    const T* atol;       // (d,)
-    const T* last;       // another row that must be finite; may be y1
-    const double* scale; // per row: the numerator is scale[r] * sum_j coef[j] x_j[r, :]
+    const T* y1;          // may be y
+    const T* rtol;        // (d,)
+    const T* atol;        // (d,)
+    const T* last;        // another row that must be finite; may be y1
+    const double* scale;  // per row: the numerator is scale[r] * sum_j coef[j] x_j[r, :]
     int n_terms;
     T coef[kMaxTerms];
     const T* x[kMaxTerms];

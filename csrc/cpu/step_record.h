@@ -8,14 +8,17 @@
 
 namespace fastode {
 
-// Steps of all samples in the order in which they were accepted. Of sample b's steps 0, 1, 2, ... the state is kept where
-// the number is a multiple of `every`; `every` doubles when the states would exceed the budget.
+// Steps of all samples in the order in which they were accepted. Of sample b's steps 0, 1, 2, ... the state is kept
+// where the number is a multiple of `every`; `every` doubles when the states would exceed the budget.
 template <class T>
 class StepRecord {
 public:
     // max_bytes: budget for the states; 0 means none. every = 0 keeps no states at all.
     StepRecord(int64_t batch, int64_t width, int64_t every, int64_t max_bytes)
-        : width_(width), every_(every), max_bytes_(max_bytes), count_(static_cast<size_t>(batch), 0),
+        : width_(width),
+          every_(every),
+          max_bytes_(max_bytes),
+          count_(static_cast<size_t>(batch), 0),
           rows_per_chunk_(std::max<int64_t>(64, (int64_t{1} << 18) / std::max<int64_t>(1, width))) {}
 
     // Makes room for one step of each of these samples, thinning the states if the budget asks for it.

@@ -14,9 +14,9 @@ template <class T>
 struct OutputGradients {
     int64_t batch, width, n_times;
     int degree;
-    const double* times;   // (n_times, batch)
-    const T* grad_ys;      // (n_times, batch, width)
-    const T* grad_coefs;   // (steps, degree + 1, width), null if the dense output has no gradient
+    const double* times;  // (n_times, batch)
+    const T* grad_ys;     // (n_times, batch, width)
+    const T* grad_coefs;  // (steps, degree + 1, width), null if the dense output has no gradient
 };
 
 // Lanes are samples in the caller's order; a lane whose sample took no step number j stands still there, with h = 0.

@@ -35,6 +35,17 @@ void over_rows(int64_t n, int64_t width, F&& f) {
     }
 }
 
+// The m terms coef[j] x_j of a kernel's arguments, without those whose coefficient is zero.
+template <class Args, class T>
+void set_terms(Args& args, const double* coef, int m, const T* const* x) {
+    args.n_terms = 0;
+    for (int j = 0; j < m; ++j) {
+        if (coef[j] == 0.0) continue;
+        args.coef[args.n_terms] = static_cast<T>(coef[j]);
+        args.x[args.n_terms++] = x[j];
+    }
+}
+
 bool is_finite(double x) { return x - x == 0.0; }
 
 }  // namespace
@@ -63,12 +74,7 @@ void Stepper<T>::combine(T* out, const T* base, const double* scale, const doubl
     args.base = base;
     args.scale = scale;
     args.d = spec_.width;
-    args.n_terms = 0;
-    for (int j = 0; j < m; ++j) {
-        if (coef[j] == 0.0) continue;
-        args.coef[args.n_terms] = static_cast<T>(coef[j]);
-        args.x[args.n_terms++] = x[j];
-    }
+    set_terms(args, coef, m, x);
     if (spec_.width == 0) return;
     if (args.n_terms == 0) {
         if (base == nullptr) {
@@ -92,12 +98,7 @@ void Stepper<T>::norms(const T* y1, const T* last, const double* coef, int m, co
     args.atol = spec_.atol;
     args.scale = scale;
     args.d = spec_.width;
-    args.n_terms = 0;
-    for (int j = 0; j < m; ++j) {
-        if (coef[j] == 0.0) continue;
-        args.coef[args.n_terms] = static_cast<T>(coef[j]);
-        args.x[args.n_terms++] = x[j];
-    }
+    set_terms(args, coef, m, x);
     over_rows(lanes(), spec_.width, [&args, out](int64_t begin, int64_t end) { run(args, out, begin, end); });
 }
 
@@ -296,12 +297,7 @@ void Stepper<T>::store(Lane& lane, int64_t index, const T* y1, const T* value) {
     const auto combine_row = [&](T* out, const T* base, const double* weights) {
         args.out = out;
         args.base = base;
-        args.n_terms = 0;
-        for (int j = 0; j < s; ++j) {
-            if (weights[j] == 0.0) continue;
-            args.coef[args.n_terms] = static_cast<T>(weights[j]);
-            args.x[args.n_terms++] = x[j];
-        }
+        set_terms(args, weights, s, x);
         if (args.n_terms > 0) {
             run(args, 0, 1);
         } else if (base != nullptr) {

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastode.fields import ControlledField
+from fastode.fields import ControlledField, _check_size
 from fastode.models.base import ImageModel, ModelOutput
 from fastode.solve import solve
 
@@ -29,7 +29,7 @@ class AutoencODE(ImageModel):
     From the paper: the weights of the ODE are computed from the sample (theta(0) = gamma(x0)) and, in the open-loop
     case built here, stay as they are during the solve; an encoder gives them, and a decoder reads the end state.
     Our choices, not the paper's: every size and layer, the shared start as a trained parameter, ``start="encoding"``,
-    the field with a hidden layer, tanh, T = 1, dopri5 and its tolerances, and the initialisation: W_i has entries of
+    the field with a hidden layer, tanh, T = 4, dopri5 and its tolerances, and the initialisation: W_i has entries of
     standard deviation 0.5 / sqrt(state_dim) and b_i of 1 for codes of unit variance, so that at first the flow is
     close to a translation by tanh(b_i) and the model behaves like a plain autoencoder.
 
@@ -75,6 +75,7 @@ class AutoencODE(ImageModel):
         state_dim = code_size if state_dim is None else state_dim
         if start not in STARTS:
             raise ValueError(f"unknown start {start!r}: expected one of {', '.join(STARTS)}")
+        _check_size("state_dim", state_dim)
         if not horizon > 0:
             raise ValueError(f"horizon must be positive, got {horizon!r}")
         config: dict[str, Any] = {

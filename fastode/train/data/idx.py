@@ -1,6 +1,7 @@
 """MNIST and Fashion-MNIST in the idx format of their publication, plain or gzipped."""
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_idx(path: Path, magic: int, where: str) -> np.ndarray:
             f"{raw[:4].hex() or 'missing'}, expected {magic:08x}); get it again from {where}"
         )
     shape = struct.unpack(f">{n_dims}I", raw[4:header])
-    expected = header + int(np.prod(shape, dtype=np.int64))
+    expected = header + math.prod(shape)
     if len(raw) != expected:
         raise DataError(
             f"{path} is damaged: {len(raw)} bytes, expected {expected} for shape {shape}; get it again from {where}"

@@ -1,0 +1,265 @@
+"""The discrete adjoint of the ``stepped`` backend: stages computed again from the record and pulled back one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastode._environment import _C
+from fastode.backends.base import Gradients
+from fastode.backends.compare import check_repeatable, same_rows
+from fastode.backends.healthy import healthy_index
+from fastode.field import work_dtype
+from fastode.problem import Plan
+from fastode.vjp import FieldVjp
+
+_CPU = torch.device("cpu")  # named everywhere: the default device may be another
+_RAGGED_BELOW = 0.9
+"""The backward batch shrinks with the samples when they take less than this part of the longest one's steps."""
+
+
+@dataclass(frozen=True)
+class SteppedRecord:
+    """What the backward pass needs.
+
+    Attributes:
+        steps: the compiled record of steps.
+        k1: (B, D), the field at the start.
+        final: (B, D), the state at the end.
+        solved: (B,) bool.
+        separable: False if the field was seen to give a sample another value in another batch.
+    """
+
+    steps: Any
+    k1: Tensor
+    final: Tensor
+    solved: Tensor
+    separable: bool
+
+
+class SteppedAdjoint:
+    """The walk through the steps from the last to the first, all samples at the same step number.
+
+    Lanes are samples. Where the numbers of steps differ much they are sorted, longest first, so that the samples that
+    took a step number j are the first few; otherwise, or when the field cannot be called with fewer or other rows, the
+    lanes are the whole batch in its order, and who took no step j stands still with h = 0.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        record: SteppedRecord,
+        controls: Sequence[Tensor],
+        vjp: FieldVjp,
+        grad_ys: Tensor,
+        grad_coefs: Tensor | None,
+    ) -> None:
+        self.plan, self.steps, self.vjp = plan, record.steps, vjp
+        self.k1 = record.k1
+        self.wide = grad_ys.dtype == torch.float64
+        self.width = grad_ys.shape[2]
+        count = torch.from_numpy(record.steps.count())
+        moving = record.solved & (count > 0)
+        self.moving = moving
+        self.longest = int(count[moving].max()) if bool(moving.any()) else 0
+        self.shrinks = False
+        total = int(count[moving].sum())
+        self.lanes = healthy_index(moving)
+        if record.separable and total < _RAGGED_BELOW * self.longest * plan.batch:
+            self.shrinks = self._try_shrinking(plan, record, controls, count)
+        self.count = count[self.lanes]
+        self.final = record.final[self.lanes]
+        # Copies of healthy samples in the place of others: they must not bring the gradients of their originals again.
+        twins = self.lanes != torch.arange(len(self.lanes), device=_CPU)
+        self.twins = None if self.shrinks or not bool(twins.any()) else twins
+        grad_ys = grad_ys.contiguous()
+        grad_coefs = None if grad_coefs is None else grad_coefs.contiguous()
+        self.kept_alive = (grad_ys, grad_coefs)
+        self.walker = (_C.StepWalker64 if self.wide else _C.StepWalker32)(
+            record=record.steps,
+            width=self.width,
+            n_times=plan.times.shape[0],
+            degree=plan.tableau.degree,
+            times_ptr=plan.times.data_ptr(),
+            grad_ys_ptr=grad_ys.data_ptr(),
+            grad_coefs_ptr=0 if grad_coefs is None else grad_coefs.data_ptr(),
+            samples=self.lanes.tolist(),
+        )
+        self.controls = [c.detach()[self.lanes] for c in controls]
+        self.rows: list[Tensor] = []
+        self.rows_for = -1
+
+    def _try_shrinking(self, plan: Plan, record: SteppedRecord, controls: Sequence[Tensor], count: Tensor) -> bool:
+        """Sorts the lanes if the field gives half of them, in the new order, the values of the whole batch."""
+        order = torch.argsort(torch.where(self.moving, count, -1), descending=True, stable=True)
+        order = order[: int(self.moving.sum())]
+        everyone, some = self.lanes, order[: (len(order) + 1) // 2]
+        y = torch.empty(plan.batch, self.width, dtype=record.k1.dtype, device=_CPU)
+        t, h = torch.empty(2, plan.batch, dtype=torch.float64, device=_CPU)
+        probe = (_C.StepWalker64 if self.wide else _C.StepWalker32)(
+            record=record.steps,
+            width=self.width,
+            n_times=0,
+            degree=0,
+            times_ptr=0,
+            grad_ys_ptr=0,
+            grad_coefs_ptr=0,
+            samples=everyone.tolist(),
+        )
+        # In the states that are kept last: at the start a field may be zero, or all samples the same.
+        probe.states(self.longest, plan.batch, y.data_ptr())
+        probe.steps(self.longest, plan.batch, t.data_ptr(), h.data_ptr())
+        with torch.no_grad():
+            rows = [c.detach()[everyone] for c in controls]
+            expected = plan.field(t, y, rows)
+            if not same_rows(plan.field, t[some], y[some], [row[some] for row in rows], expected[some]):
+                return False
+        self.lanes = order
+        return True
+
+    def active(self, j: int) -> int:
+        """Number of lanes that are evaluated at step number j."""
+        return int((self.count > j).sum()) if self.shrinks else len(self.lanes)
+
+    def use_rows(self, n: int) -> list[Tensor]:
+        """The controls of the first n lanes as leaves."""
+        if n != self.rows_for:
+            self.rows, self.rows_for = self.vjp.leaf_rows([c[:n] for c in self.controls]), n
+        return self.rows
+
+    def run(self) -> Gradients:
+        """The whole walk."""
+        n_lanes, dtype = len(self.lanes), self.kept_alive[0].dtype
+        p = torch.zeros(n_lanes, self.width, dtype=dtype, device=_CPU)
+        wanted = self.vjp.wanted(self.use_rows(n_lanes))
+        totals: list[Tensor | None] = [None] * len(wanted)
+        every = self.steps.every
+        for block in reversed(range(0, self.longest, every)):
+            states = self.block(block, min(every, self.longest - block))
+            for j in reversed(range(block, block + len(states))):
+                self.step(j, states.pop(), p, totals)
+        n_controls = self.vjp.n_controls
+        controls = [self.scatter(total) for total in totals[:n_controls]]
+        y0 = self.scatter(p)
+        assert y0 is not None
+        return Gradients(y0, controls, totals[n_controls:])
+
+    def scatter(self, lanes: Tensor | None) -> Tensor | None:
+        """Rows of lanes back in the order of the batch; zero for samples that are no lane of their own."""
+        if lanes is None:
+            return None
+        if self.twins is not None:
+            return torch.where(self.twins.reshape(-1, *[1] * (lanes.ndim - 1)), 0.0, lanes)
+        if not self.shrinks:
+            return lanes
+        return lanes.new_zeros(self.plan.batch, *lanes.shape[1:]).index_copy(0, self.lanes, lanes)
+
+    def block(self, start: int, length: int) -> list[Tensor]:
+        """States at the start of steps start, start + 1, ...: the first from the record, the others computed again."""
+        n = self.active(start)
+        y = torch.empty(n, self.width, dtype=self.kept_alive[0].dtype, device=_CPU)
+        self.walker.states(start, n, y.data_ptr())
+        standing = self.count[:n] <= start
+        if bool(standing.any()):  # they are where the forward pass had them, should the field look at other samples
+            y = torch.where(standing[:, None], self.final[:n], y)
+        states = [y]
+        with torch.no_grad():
+            for j in range(start, start + length - 1):
+                n = self.active(j + 1)
+                y = states[-1][:n]
+                rows = [c[:n] for c in self.controls]
+                t, h = self.times(j, n)
+                stages: list[Tensor] = []
+                state = y
+                for i in range(self.plan.tableau.n_stages):
+                    if i:
+                        state = self.combine(y, h, list(self.plan.tableau.a[i, :i]), stages)
+                    if i + 1 < self.plan.tableau.n_stages:  # the last stage's state is the new one
+                        stages.append(self.plan.field(t + float(self.plan.tableau.c[i]) * h, state, rows).contiguous())
+                states.append(state)
+        return states
+
+    def times(self, j: int, n: int) -> tuple[Tensor, Tensor]:
+        """Start and size of step j of the first n lanes, (n,) float64."""
+        t, h = torch.empty(2, n, dtype=torch.float64, device=_CPU)
+        self.walker.steps(j, n, t.data_ptr(), h.data_ptr())
+        return t, h
+
+    def combine(self, base: Tensor | None, scale: Tensor | None, coefs: list[float], terms: list[Tensor]) -> Tensor:
+        """Computes base + scale sum_j coefs[j] terms[j], all (n, D), scale (n,) float64."""
+        like = terms[0] if base is None else base
+        out = torch.empty_like(like)
+        _C.combine(
+            out.data_ptr(),
+            0 if base is None else base.data_ptr(),
+            0 if scale is None else scale.data_ptr(),
+            [float(c) for c in coefs],
+            [term.data_ptr() for term in terms],
+            like.shape[0],
+            self.width,
+            self.wide,
+        )
+        return out
+
+    def step(self, j: int, y: Tensor, p: Tensor, totals: list[Tensor | None]) -> None:
+        """The adjoint of step number j: p (lanes, D) before and after in place, gradients added to totals."""
+        tableau, n = self.plan.tableau, y.shape[0]
+        s, degree = tableau.n_stages, tableau.degree
+        t, h = self.times(j, n)
+        p_n = p[:n]
+        inner = torch.empty(degree + 1, n, self.width, dtype=y.dtype, device=_CPU)
+        inside = self.walker.outputs(j, n, p_n.data_ptr(), inner.data_ptr())
+        if self.twins is not None:
+            p_n[self.twins] = 0.0
+            inner[:, self.twins] = 0.0
+        used = s if inside or tableau.b[s - 1] != 0.0 else s - 1
+
+        rows = self.use_rows(n)
+        states: list[Tensor] = []
+        values: list[Tensor] = []
+        for i in range(used):
+            state = y if i == 0 else self.combine(y, h, list(tableau.a[i, :i]), values)
+            states.append(state.detach().requires_grad_())
+            values.append(self.vjp(t + float(tableau.c[i]) * h, states[-1], rows))
+
+        if j == 0:
+            check_repeatable(values[0], self.k1[self.lanes[:n]], self.plan.field)
+
+        pulled: list[Tensor] = []
+        pulled_from: list[int] = []
+        for i in reversed(range(used)):
+            coefs, terms = [float(tableau.b[i])], [p_n]
+            if inside:
+                coefs += [float(q) for q in tableau.q[i]]
+                terms += list(inner[1:].unbind())
+            coefs += [float(tableau.a[m, i]) for m in pulled_from]
+            terms += pulled
+            if not any(coefs):
+                continue
+            g = self.combine(None, h, coefs, terms)
+            grads = self.vjp.pull(values[i], states[i], rows, g)
+            if grads[0] is not None:
+                pulled.append(grads[0].contiguous())
+                pulled_from.append(i)
+            self.accumulate(totals, grads[1:], n)
+        sums = pulled + ([inner[0]] if inside else [])
+        if sums:
+            p_n.copy_(self.combine(p_n, None, [1.0] * len(sums), sums))
+
+    def accumulate(self, totals: list[Tensor | None], grads: list[Tensor | None], n: int) -> None:
+        """Adds gradients by wanted controls (n rows) and externals, in the order of the walk."""
+        for index, grad in enumerate(grads):
+            if grad is None:
+                continue
+            total = totals[index]
+            if total is None:
+                lead = (len(self.lanes),) if index < self.vjp.n_controls else grad.shape[:1]
+                shape = lead + grad.shape[1:] if grad.ndim else ()
+                total = totals[index] = grad.new_zeros(shape, dtype=work_dtype(grad.dtype))
+            if index < self.vjp.n_controls:
+                total = total[:n]
+            total.add_(grad)
