@@ -210,7 +210,7 @@ def _integrate(
             accept = running & (ratio <= 1)
             reject = running & ~accept
             stuck = reject & (tried <= shortest)
-            failure = torch.where(finite, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE))
+            failure = torch.where(ratio.isnan(), int(Status.NON_FINITE), int(Status.STEP_UNDERFLOW))
             status = torch.where(stuck, failure, status)
             factor = controller.factor(tableau.error_exponent, ratio, previous, before, accept)
             h = torch.where(running, (tried * factor).maximum(shortest).clamp_max(controller.max_step), h)

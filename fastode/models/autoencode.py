@@ -72,10 +72,9 @@ class AutoencODE(ImageModel):
         atol: float = 1e-3,
         solver: dict[str, Any] | None = None,
     ) -> None:
-        state_dim = code_size if state_dim is None else state_dim
+        state_dim = code_size if state_dim is None else _check_size("state_dim", state_dim)
         if start not in STARTS:
             raise ValueError(f"unknown start {start!r}: expected one of {', '.join(STARTS)}")
-        _check_size("state_dim", state_dim)
         if not horizon > 0:
             raise ValueError(f"horizon must be positive, got {horizon!r}")
         config: dict[str, Any] = {

@@ -159,7 +159,8 @@ def load_model(path: str | os.PathLike[str], map_location: str | torch.device = 
     try:
         content = torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # torch.load raises many types; all mean that this is not a file of ours
-        raise ValueError(f"{file} is damaged or not a fastode model: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{file} is damaged or not a fastode model: {reason}") from error
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if weights is None:
         raise ValueError(f"{file} is not a fastode model: it holds no state_dict")

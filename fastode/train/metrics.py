@@ -90,5 +90,5 @@ def linear_probe(train_codes: Tensor, train_labels: Tensor, codes: Tensor, label
 
 
 def _standardise(codes: Tensor, reference: Tensor) -> np.ndarray:
-    mean, std = reference.mean(0), reference.std(0).clamp_min(1e-8)
+    mean, std = reference.mean(0), reference.std(0, correction=min(1, len(reference) - 1)).clamp_min(1e-8)
     return ((codes - mean) / std).numpy()

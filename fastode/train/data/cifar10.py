@@ -51,7 +51,7 @@ def parse_python(raw: bytes, file: str) -> Images:
         pixels = data.value()
     except pickle.UnpicklingError as error:
         raise DataError(f"{file} cannot be read: {error}; get it again from {WHERE}") from error
-    return _to_images(pixels, np.array(labels, np.int64), file)
+    return _to_images(pixels, np.array(labels, object), file)  # numbers of any size, until checked
 
 
 def parse_binary(raw: bytes, file: str) -> Images:
