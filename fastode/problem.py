@@ -203,7 +203,7 @@ def make_problem(
         atol=check_tolerance(atol, "atol", spec),
         step_size=fixed,
         times=times.detach().clone(memory_format=torch.contiguous_format),
-        max_steps=max_steps,
+        max_steps=min(max_steps, 2**62),  # kernels count in 64 bits
         dense=dense,
     )
     return plan, Inputs(flat.to(work_dtype(spec.dtype)), times, parts)

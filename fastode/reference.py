@@ -119,7 +119,10 @@ def polynomial(tableau: Tableau, h: Tensor, y: Tensor, stages: list[Tensor]) -> 
 def evaluate(coefs: Tensor, theta: Tensor) -> Tensor:
     """The dense output (degree + 1, B, D) at theta (B,) float64."""
     weights = basis(theta, coefs.shape[0] - 1).to(coefs.dtype)
-    return coefs[0] + (weights[..., None] * coefs[1:]).sum(0)
+    change = torch.zeros_like(coefs[0])
+    for weight, coef in zip(weights, coefs[1:], strict=True):  # not Tensor.sum: its order depends on the batch
+        change = change + weight[:, None] * coef
+    return coefs[0] + change
 
 
 def initial_step(

@@ -16,7 +16,7 @@ from fastode.backends.choose import choose
 from fastode.backprop import backprop_solve
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import PIDController
-from fastode.hostflags import differentiation_hidden, host_any
+from fastode.hostflags import differentiation_hidden, host_any, transforms_active
 from fastode.problem import make_problem
 from fastode.solution import Solution
 from fastode.status import SolveError, Status
@@ -104,6 +104,8 @@ def solve(
         _forbid_transforms("adjoint")
         ys, coefs, result = adjoint_solve(choose(backend, plan), plan, inputs)
     if on_failure == "raise" and host_any(result.status != Status.SUCCESS):
+        if transforms_active():
+            raise RuntimeError("samples failed, and torch.func hides which; on_failure='nan' and Solution.status tell")
         raise SolveError(result.status, result.reached)
     return _solution(t, ys, coefs, result, plan.field.state)
 

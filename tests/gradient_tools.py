@@ -12,7 +12,7 @@ BACKENDS = ["stepped", "reference"]
 MODES = [("checkpoint", "stepped"), ("checkpoint", "reference"), ("backprop", "reference")]
 """The three ways to the exact gradient of the steps taken."""
 
-ROUNDING = 1e-12
+ROUNDING = 1e-11
 """Relative difference of two float64 gradients that are the same but for the order of their sums."""
 
 

@@ -117,7 +117,7 @@ def test_wrong_shapes_say_what_was_expected(y, controls, message):
 
 
 def test_controls_of_another_dtype_are_refused():
-    with pytest.raises(RuntimeError, match="same dtype|scalar type"):
+    with pytest.raises(RuntimeError, match=r"same dtype|scalar type"):
         ControlledField(3)(torch.zeros(4, 1), randn(4, 3), torch.zeros(4, 12))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -37,8 +38,9 @@ def problem(batch: int = 4, width: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 # Finite differences
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("method", "backend"), [(m, "stepped") for m in METHODS] + [(m, "reference") for m in ("euler", "heun3", "dopri5")]
+)
 def test_gradcheck_of_every_method(method: str, backend: str) -> None:
     y0, controls, weight = problem(2, 2)
     t = torch.tensor([0.0, 0.13, 0.3, 0.75], dtype=F64)  # inside steps, at the end of a step, at the end
@@ -230,8 +232,7 @@ def test_gradient_of_a_solve_without_steps(gradient: str, backend: str, t: list[
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("gradient", "backend"), [*MODES, ("adjoint", "stepped")])
-def test_time_gradient_agrees_with_torchdiffeq(gradient: str, backend: str, reverse: bool) -> None:
+def test_time_gradient_agrees_with_torchdiffeq(reverse: bool) -> None:
     torchdiffeq = pytest.importorskip("torchdiffeq")
     y0, _, weight = problem()
     t = torch.tensor([0.0, 0.4, 0.9, 1.3], dtype=F64)
@@ -239,7 +240,7 @@ def test_time_gradient_agrees_with_torchdiffeq(gradient: str, backend: str, reve
     factors = random(4, 4, 3)
     tight = {"rtol": 1e-8, "atol": 1e-9}
 
-    def ours(y: Tensor, w: Tensor, t: Tensor) -> Tensor:
+    def ours(gradient: str, backend: str, y: Tensor, w: Tensor, t: Tensor) -> Tensor:
         field = lambda t, y: torch.tanh(y @ w) * torch.cos(t) + y * 0.1  # noqa: E731
         return (factors * solve(field, y, t, gradient=gradient, backend=backend, **tight).ys).sum()
 
@@ -255,8 +256,9 @@ def test_time_gradient_agrees_with_torchdiffeq(gradient: str, backend: str, reve
         return (factors * torchdiffeq.odeint_adjoint(Field(), y, t, method="dopri5", **tight)).sum()
 
     expected = gradients(theirs, [y0, weight, t])
-    found = gradients(ours, [y0, weight, t])
-    assert_close([found[0], found[2]], [expected[0], expected[2]], 1e-6)
+    for gradient, backend in [*MODES, ("adjoint", "stepped")]:
+        found = gradients(functools.partial(ours, gradient, backend), [y0, weight, t])
+        assert_close([found[0], found[2]], [expected[0], expected[2]], 1e-6)
 
 
 @pytest.mark.parametrize(("gradient", "backend"), [*MODES, ("adjoint", "stepped"), ("adjoint", "reference")])
@@ -303,12 +305,14 @@ def failing(batch: int, value: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return y0, controls, weight, torch.arange(batch) != 2
 
 
-@pytest.mark.parametrize("value", [1e150, math.inf, math.nan], ids=["explodes", "inf", "nan"])
-@pytest.mark.parametrize("batch", [4, 24], ids=["shrinks", "whole batch"])
-@pytest.mark.parametrize("fixed", [False, True], ids=["adaptive", "fixed"])
+@pytest.mark.parametrize(
+    ("value", "batch", "fixed"),
+    [(1e150, 4, False), (math.inf, 24, False), (1e150, 24, True), (math.nan, 24, True)],
+    ids=["explodes, shrinks", "inf, whole batch", "explodes, whole batch", "nan, whole batch"],
+)
 @pytest.mark.parametrize(("gradient", "backend"), [*MODES, ("adjoint", "stepped")])
 def test_failing_sample_gives_zero_gradient_and_leaves_the_others(
-    gradient: str, backend: str, fixed: bool, batch: int, value: float
+    gradient: str, backend: str, value: float, batch: int, fixed: bool
 ) -> None:
     y0, controls, weight, good = failing(batch, value)
     options: Any = {"method": "rk4", "step_size": 0.1} if fixed else {"rtol": 1e-4, "atol": 1e-6}
@@ -374,37 +378,39 @@ def test_sample_that_stands_still_adds_nothing(gradient: str, backend: str, dens
 # Dense output
 
 
-@pytest.mark.parametrize("method", ["dopri5", "tsit5", "bosh3", "dopri8", "rk4"])
-@pytest.mark.parametrize(("gradient", "backend"), MODES)
-@pytest.mark.parametrize("reverse", [False, True])
-def test_gradient_through_dense_output_is_that_of_outputs(
-    gradient: str, backend: str, method: str, reverse: bool
-) -> None:
+@pytest.mark.parametrize(
+    ("method", "reverse"),
+    [("dopri5", False), ("dopri5", True), ("tsit5", False), ("bosh3", False), ("dopri8", False), ("rk4", True)],
+)
+def test_gradient_through_dense_output_is_that_of_outputs(method: str, reverse: bool) -> None:
     y0, controls, weight = problem()
     ends = torch.tensor([0.2, 1.4], dtype=F64)
     query = torch.cat([ends[:1], (0.2 + 1.2 * torch.rand(5, dtype=F64)).sort().values, ends[1:]])
     ends, query = (ends.flip(0), query.flip(0)) if reverse else (ends, query)
-    options: Any = {"method": method, "gradient": gradient, "backend": backend, "rtol": 1e-3, "atol": 1e-4}
+    options: Any = {"method": method, "rtol": 1e-3, "atol": 1e-4}
     if method == "rk4":
         options["step_size"] = 0.3
     factors = random(7, 4, 3)
 
-    def dense(y: Tensor, c: Tensor, w: Tensor) -> Tensor:
-        sol = solve(driven(w), y, ends, controls=c, dense=True, **options)
-        return (factors * sol.interpolate(query)).sum() + sol.ys[-1].sin().sum()
-
     def outputs(y: Tensor, c: Tensor, w: Tensor) -> Tensor:
-        ys = solve(driven(w), y, query, controls=c, **options).ys
+        ys = solve(driven(w), y, query, controls=c, gradient="backprop", **options).ys
         return (factors * ys).sum() + ys[-1].sin().sum()
 
-    assert_close(gradients(dense, [y0, controls, weight]), gradients(outputs, [y0, controls, weight]))
+    expected = gradients(outputs, [y0, controls, weight])
+    for gradient, backend in MODES:
+
+        def dense(y: Tensor, c: Tensor, w: Tensor, gradient: str = gradient, backend: str = backend) -> Tensor:
+            sol = solve(driven(w), y, ends, controls=c, dense=True, gradient=gradient, backend=backend, **options)
+            return (factors * sol.interpolate(query)).sum() + sol.ys[-1].sin().sum()
+
+        assert_close(gradients(dense, [y0, controls, weight]), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dense_gradient_of_unequal_and_failing_samples(backend: str) -> None:
-    """Numbers of steps from 2 to 40, one sample failing half way: dense coefficients belong to the right steps."""
+    """Very unequal numbers of steps, one sample failing half way: dense coefficients belong to the right steps."""
     y0, weight = random(6, 2).abs(), random(2, 2, scale=0.4)
-    speed = torch.tensor([0.1, 40.0, 3.0, 10.0, 150.0, 0.5], dtype=F64)[:, None]
+    speed = torch.tensor([0.1, 20.0, 3.0, 8.0, 150.0, 0.5], dtype=F64)[:, None]
     query = torch.rand(9, 6, dtype=F64)
 
     def run(gradient: str, backend: str) -> list[Tensor | None]:
@@ -449,8 +455,7 @@ def test_gradient_by_the_time_of_interpolation_is_the_slope(gradient: str, backe
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_error_of_low_precision_gradients(dtype: torch.dtype, backend: str) -> None:
+def test_error_of_low_precision_gradients(dtype: torch.dtype) -> None:
     """Against the same solve in float64: no worse than backpropagation through the same operations."""
     y0, weight = random(16, 4).to(dtype), random(4, 4, scale=0.4).to(dtype)
 
@@ -462,27 +467,27 @@ def test_error_of_low_precision_gradients(dtype: torch.dtype, backend: str) -> N
         return [g.double() for g in gradients(loss, [y0.to(dtype), weight.to(dtype)]) if g is not None]
 
     exact = run(F64, "backprop", "auto")
-    ours, plain = run(dtype, "checkpoint", backend), run(dtype, "backprop", "auto")
-    for a, b, e in zip(ours, plain, exact, strict=True):
-        scale = float(e.abs().max())
-        floor = torch.finfo(dtype).eps * scale
-        assert float((a - e).abs().max()) <= 1.5 * float((b - e).abs().max()) + floor
+    plain = run(dtype, "backprop", "auto")
+    for backend in BACKENDS:
+        for a, b, e in zip(run(dtype, "checkpoint", backend), plain, exact, strict=True):
+            floor = torch.finfo(dtype).eps * float(e.abs().max())
+            assert float((a - e).abs().max()) <= 1.5 * float((b - e).abs().max()) + floor
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_of_half_precision_weights_do_not_stand_still(backend: str) -> None:
-    """400 terms of one sign: summed in bfloat16 they would come to two thirds of their sum."""
+    """400 terms of one sign: summed in bfloat16 they come to 1, where the terms are less than half a rounding."""
     dtype = torch.bfloat16
     y0 = torch.zeros(1, 1, dtype=dtype)
 
     def loss(bias: Tensor) -> Tensor:
         field = lambda t, y: torch.zeros_like(y) + bias  # noqa: E731
-        return solve(field, y0, [0.0, 1.0], method="euler", step_size=1 / 400, backend=backend).ys[-1].float().mean()
+        return solve(field, y0, [0.0, 1.9], method="euler", step_size=1.9 / 400, backend=backend).ys[-1].float().mean()
 
     (grad,) = gradients(loss, [torch.zeros(1, dtype=dtype)])
     assert grad is not None
     assert grad.dtype == dtype
-    assert abs(float(grad) - 1.0) < 0.01
+    assert abs(float(grad) - 1.9) < 0.02
 
 
 @pytest.mark.parametrize(("gradient", "backend"), [*MODES, ("adjoint", "stepped")])

@@ -283,7 +283,6 @@ int64_t Stepper<T>::finish_step(const T* y1, const T* value) {
 template <class T>
 void Stepper<T>::store(Lane& lane, int64_t index, const T* y1, const T* value) {
     const int64_t width = spec_.width, s = method_.s;
-    if (width == 0) return;
     T* y = y_.data() + index * width;
     const T* new_y = y1 + index * width;
     const T* x[kMaxTerms];

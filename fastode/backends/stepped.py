@@ -113,7 +113,7 @@ def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy:
         rtol_ptr=plan.rtol.data_ptr(),
         atol_ptr=plan.atol.data_ptr(),
         ys_ptr=ys.data_ptr(),
-        max_steps=min(plan.max_steps, 2**62),
+        max_steps=plan.max_steps,
         first_step=0.0 if controller is None else controller.first_step or 0.0,
         dense=plan.dense,
         c=tableau.c.tolist(),

@@ -62,7 +62,7 @@ class TrainConfig:
         for name, known in (("model", MODELS), ("loss", LOSSES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
-        for name in ("epochs", "batch_size", "early_stop", "limit", "code_size", "width"):
+        for name in ("epochs", "batch_size", "early_stop", "limit", "image_size", "code_size", "width"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

@@ -160,7 +160,8 @@ def trajectories(path: Path, model: AutoencODE, images: Images, classes: Sequenc
     left.set_xlabel(f"first principal component of the states ({shares[0]:.0%} of the variance)")
     left.set_ylabel(f"second principal component ({shares[1]:.0%})")
     left.set_title(f"states of {len(chosen)} held-out images, end points marked", fontsize=10)
-    left.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if left.get_legend_handles_labels()[0]:
+        left.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for k in range(ys.shape[2]):
         right.plot(t, ys[:, 0, k], linewidth=1.1)
     name = f" (class {classes[int(labels[0])]})" if classes else ""

@@ -47,7 +47,8 @@ def newest_run(root: Path) -> Path:
 def _run_folder(config: TrainConfig) -> Path:
     if config.out is not None:
         return Path(config.out)
-    name = os.environ.get(FOLDER_VARIABLE)
+    is_further_process = os.environ.get("LOCAL_RANK", "0") != "0"
+    name = os.environ.get(FOLDER_VARIABLE) if is_further_process else None
     if name is None:
         name = str(Path(RUNS) / f"{datetime.now():%Y%m%d-%H%M%S}-{config.data}-{config.model}")
         os.environ[FOLDER_VARIABLE] = name

@@ -1,0 +1,58 @@
+"""Processes that are killed or interrupted: no completed epoch is lost, and the user is told how to go on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastode.train.callbacks import read_metrics
+from fastode.train.config import TrainConfig
+from fastode.train.run import last_checkpoint, train
+
+TIMEOUT = 240
+OPTIONS = ["--model", "ae", "--limit", "400", "--width", "8", "--batch-size", "32", "--epochs", "400"]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="sends signals to a process")]
+
+
+def start_and_stop(folder: Path, after: int, number: signal.Signals) -> tuple[int, str]:
+    """(exit code, output) of a run that gets a signal once ``after`` epochs are in its table."""
+    command = [sys.executable, "-m", "fastode", "train", *OPTIONS, "--out", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        started = time.monotonic()
+        while process.poll() is None and time.monotonic() - started < TIMEOUT and len(read_metrics(folder)) < after:
+            time.sleep(0.05)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=TIMEOUT)
+    return process.returncode, output
+
+
+def test_a_killed_process_loses_no_completed_epoch(tmp_path):
+    folder = tmp_path / "run"
+    code, output = start_and_stop(folder, 3, signal.SIGKILL)
+    assert code == -signal.SIGKILL, output
+    done = torch.load(last_checkpoint(folder), weights_only=True)["callbacks"]["EpochTable"]["rows"]
+    assert len(done) >= output.count("val_mse") >= 2
+    result = train(TrainConfig.load(folder).changed(epochs=len(done) + 1), resume=True)
+    assert result["epochs"] == len(done) + 1
+    rows = read_metrics(folder)
+    assert rows[: len(done)] == [{name: float(value) for name, value in row.items()} for row in done]
+    assert rows[-1]["step"] == pytest.approx(rows[0]["step"] * len(rows))
+
+
+def test_control_c_ends_with_a_word_on_how_to_go_on(tmp_path):
+    folder = tmp_path / "run"
+    code, output = start_and_stop(folder, 1, signal.SIGINT)
+    assert code == 130, output
+    assert "--resume" in output
+    assert "Traceback" not in output
+    assert last_checkpoint(folder).is_file()
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train(TrainConfig(out=str(tmp_path / "none"), progress=False), resume=True)
