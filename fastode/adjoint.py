@@ -61,11 +61,12 @@ def _solve_backward(
     plan: Plan, controls: list[Tensor], vjp: FieldVjp, ys: Tensor, lam: Tensor, solved: Tensor
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The adjoint (B, D) at the start, from outputs after it, and the gradients by ``vjp.wanted``."""
-    index = healthy_index(solved)
+    moving = solved & (plan.times[-1] != plan.times[0])
+    index = healthy_index(moving)
     rows = vjp.leaf_rows([c[index] for c in controls])
     totals: list[Tensor | None] = [None] * len(vjp.wanted(rows))
     a = torch.zeros_like(lam[0])
-    if not bool(solved.any()):
+    if not bool(moving.any()):
         return a, totals
     tableau, width = plan.tableau, ys.shape[2]
 
@@ -93,7 +94,7 @@ def _solve_backward(
         at_start = plan.times[e] == plan.times[0]
         a = a + torch.where(at_start[:, None], 0.0, lam[e])  # outputs at the start are no matter of the solve
         span = plan.times[:, index][[e, e - 1]]
-        span = torch.where(solved, span, span[:1])  # failed samples take no steps
+        span = torch.where(moving, span, span[:1])  # the copies in the place of the others take no steps
         z = torch.cat([ys[e][index], a], dim=1)
         steps = integrate(replace(wide, times=span), augmented, z, augmented(span[0], z), add_quadrature)
         if bool((steps.status != Status.SUCCESS).any()):

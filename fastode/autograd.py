@@ -121,8 +121,11 @@ def boundary_gradients(
     if ys is None:
         return a0 + lam[0], None
 
+    defined = solved & torch.isfinite(k1).all(1)  # a sample without a step succeeds with any field
+
     def inner(a: Tensor, slope: Tensor) -> Tensor:
-        return torch.where(solved, (a * slope).double().sum(1), 0.0)
+        products = torch.where(a != 0, a * slope, 0.0)  # where nothing comes in, the field may be anything
+        return torch.where(defined, products.double().sum(1), 0.0)
 
     later = zip(lam[1:], plan.times[1:], ys[1:], strict=True)
     grad_times = [-inner(a0, k1)] + [inner(a, plan.field(t, y, controls)) for a, t, y in later]
@@ -134,8 +137,9 @@ def start_of(plan: Plan, inputs: Inputs) -> tuple[Tensor, list[Tensor] | None]:
 
     None instead of the tensors means that there is nothing to differentiate.
     """
-    # Detached before watching: an argument counts as read only where the field also holds it by other means.
-    y0, controls = inputs.y0.detach(), [c.detach() for c in inputs.controls]
+    # Detached before watching: an argument counts as read only where the field also holds it by other means. The state
+    # is copied, should the field write into it, or ask for its gradient as those of continuous normalizing flows do.
+    y0, controls = inputs.y0.detach().clone(), [c.detach() for c in inputs.controls]
 
     def start() -> Tensor:
         return plan.field(plan.times[0], y0, controls).clone()  # the field may return the same buffer every time
@@ -143,7 +147,8 @@ def start_of(plan: Plan, inputs: Inputs) -> tuple[Tensor, list[Tensor] | None]:
     if not torch.is_grad_enabled():
         return start(), None
     k1, read = watch(start)
-    externals = {id(t): t for t in [*read, *owned_tensors(plan.field.field)]}
+    given = {id(t) for t in (y0, *controls)}
+    externals = {id(t): t for t in [*read, *owned_tensors(plan.field.field)] if id(t) not in given}
     nothing = not externals and not any(t.requires_grad for t in [inputs.y0, inputs.times, *inputs.controls])
     return k1, None if nothing else list(externals.values())
 

@@ -19,7 +19,8 @@ from fastode.status import Status
 def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, Forward]:
     """Solves by the reference; ys (T, B, D) and dense coefficients carry a graph of any order.
 
-    In the graph failed samples are copies of a healthy one, so that nothing infinite enters it.
+    In the graph failed samples, and those without a step whose field is not finite, are copies of a healthy one, so
+    that nothing infinite enters it.
     """
     y0, controls, times = inputs.y0, inputs.controls, inputs.times
 
@@ -33,13 +34,18 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
         return plan.field(t, y, held).clone()
 
     with torch.no_grad():
-        steps = integrate(plan, steady, start, steady(plan.times[0], start))
+        k1 = steady(plan.times[0], start)
+        steps = integrate(plan, steady, start, k1)
     solved = steps.status == Status.SUCCESS
-    if not host_any(~solved):
+    healthy = solved & torch.isfinite(k1).all(1)
+    if not host_any(~healthy):
         return _result(steps, *replay(plan, field, steps, y0, times))
     with torch.no_grad():
         ys, dense = replay(plan, steady, steps, start, plan.times)
-    index = healthy_index(solved)
+    ys = torch.where((solved & ~healthy)[:, None], y0, ys)  # these took no step: all their outputs are the start
+    if not host_any(healthy):
+        return _result(steps, ys, dense)
+    index = healthy_index(healthy)
     twin_controls = [c[index] for c in controls]
     graph, graph_dense = replay(
         replace(plan, times=plan.times[:, index]),
@@ -48,9 +54,9 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
         y0[index],
         times[:, index],
     )
-    ys = torch.where(solved[:, None], graph, ys)
+    ys = torch.where(healthy[:, None], graph, ys)
     if dense is not None and graph_dense is not None:
-        rows = solved.repeat(steps.n)
+        rows = healthy.repeat(steps.n)
         dense = replace(dense, coefs=torch.where(rows[:, None, None], graph_dense.coefs, dense.coefs))
     return _result(steps, ys, dense)
 

@@ -67,7 +67,7 @@ def _require(*names: str) -> None:
 @click.option("--atol", type=float, default=1e-3, help="Absolute tolerance of the solve.")
 @click.option("--loss", type=click.Choice(["bce", "mse"]), default="bce", help="Cross entropy or squared error.")
 @click.option("--beta", type=float, default=1.0, help="Weight of a VAE's divergence.")
-@click.option("--epochs", type=int, help="[default: 80 for the digits, 30 for folder, 20 for the others]")
+@click.option("--epochs", type=int, help="[default: 60 for the digits, 30 for folder, 20 for the others]")
 @click.option("--batch-size", type=int, default=64, help="Images per step and process.")
 @click.option("--lr", type=float, default=6e-3, help="Highest learning rate of the warm-up and cosine schedule.")
 @click.option("--weight-decay", type=float, default=1e-4, help="Of AdamW.")
@@ -88,7 +88,7 @@ def _require(*names: str) -> None:
 @click.option("--progress/--no-progress", default=None, help="Progress bar  [default: in a terminal].")
 @click.pass_context
 def train(context: click.Context, resume: str | None, **options: Any) -> None:
-    r"""Train an autoencoder on images and report on it.
+    """Train an autoencoder on images and report on it.
 
     The run's folder gets checkpoints, the trained model (model.pt), losses as CSV and for TensorBoard, pictures and
     report.json. After an interruption --resume loses no completed epoch; settings are those of the run to resume.
@@ -100,7 +100,7 @@ def train(context: click.Context, resume: str | None, **options: Any) -> None:
       fastode train --data folder --data-dir photos --image-size 64 --code-size 64
       fastode train --accelerator cpu --devices 2 --strategy ddp
       fastode train --resume runs/20250101-120000-digits-autoencode
-    """
+    """  # noqa: D301
     _require()
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 

@@ -50,6 +50,7 @@ class FlatField:
 
         Raises:
             TypeError, ValueError: the field's value has not the structure, shape, dtype or device of the state.
+            RuntimeError: the field wrote into y.
         """
         n, work = y.shape[0], y.dtype
         state = self.state
@@ -61,6 +62,7 @@ class FlatField:
         arguments: list[Any] = [t.reshape(n, *([1] * (state.time_rank - 1))), state.unflatten(y)]
         if self.controls_spec is not None:
             arguments.append(pytree.tree_unflatten(controls, self.controls_spec))
+        version = None if y.is_inference() else y._version
         enabled, autocast_dtype = self.autocast
         if enabled or torch.is_autocast_enabled(y.device.type):
             # No cache: a weight cast without gradient here must not be found by the model around the solve.
@@ -68,6 +70,8 @@ class FlatField:
                 value = self.field(*arguments)
         else:
             value = self.field(*arguments)
+        if version is not None and y._version != version:
+            raise RuntimeError("the field changed the state it was given in place (ReLU(inplace=True)?); it must not")
         flat = state.flatten(value, "the field's value", n).resolve_neg()  # kernels read the memory behind it
         if not enabled:
             for leaf in [value] if state.is_tensor else pytree.tree_leaves(value):

@@ -55,7 +55,7 @@ EXPECTED = [
     [Status.SUCCESS] * 5 + [grown, Status.NON_FINITE, Status.NON_FINITE] + [Status.SUCCESS] * 3
     for grown in (Status.STEP_UNDERFLOW, Status.NON_FINITE)  # before infinity either is met first
 ]
-OPTIONS = [{}, {"method": "tsit5", "rtol": 1e-3}, {"method": "rk4"}, {"method": "bosh3", "step_size": 0.05}]
+OPTIONS = [{"rtol": 1e-3}, {"method": "tsit5", "rtol": 1e-2}, {"method": "rk4"}, {"method": "bosh3", "step_size": 0.05}]
 
 
 def same_sample(sol, b, other, c):
@@ -72,14 +72,12 @@ def same_sample(sol, b, other, c):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(
-    ("width", "dtype"), [(1, torch.float64), (3, torch.float32), (17, torch.float64), (17, torch.float32)], ids=str
-)
+@pytest.mark.parametrize(("width", "dtype"), [(1, torch.float64), (3, torch.float32), (17, torch.float64)], ids=str)
 def test_a_sample_alone_and_beside_any_others(width, dtype, options):
     batch = Batch(dtype, width)
     everything = range(len(batch))
     whole = batch.solve(everything, backend="stepped", **options)
-    if not options:
+    if "rtol" in options:
         assert whole.status.tolist() in EXPECTED
     for b in everything:
         assert same_sample(batch.solve([b], backend="stepped", **options), 0, whole, b)
@@ -101,9 +99,9 @@ def test_the_reference_too():
 @pytest.mark.parametrize("neighbour", [2, 4, 5, 6, 7, 8])
 def test_one_bad_neighbour(neighbour):
     batch = Batch(torch.float64)
-    alone = batch.solve([0, 1, 3], backend="stepped")
+    alone = batch.solve([0, 1, 3], backend="stepped", rtol=1e-3)
     for order in itertools.islice(itertools.permutations([0, 1, 3, neighbour]), 0, None, 5):
-        beside = batch.solve(order, backend="stepped")
+        beside = batch.solve(order, backend="stepped", rtol=1e-3)
         assert all(same_sample(alone, i, beside, order.index(b)) for i, b in enumerate([0, 1, 3]))
 
 

@@ -101,7 +101,7 @@ def test_continuous_where_steps_meet(method, backend):
     for b in range(3):
         start, _ = steps_of(sol, b)
         joints = start[1:]
-        assert len(joints) >= 2
+        assert len(joints) >= 1
         h = 1e-6
         query = torch.stack([joints - h, joints, joints + h]).flatten()
         values = sol.interpolate(query)[:, b].reshape(3, len(joints), -1)
@@ -210,7 +210,8 @@ def test_steps_cover_the_interval_without_gaps(backend):
         torch.testing.assert_close(start + size, ends, rtol=1e-14, atol=1e-15)
         assert (dense.size[n:, b] == 0).all()
         assert len(set(dense.rows[:n, b].tolist())) == n
-        assert same_bits(dense.coefs[dense.rows[:1, b], 0], problem.y0[b : b + 1].expand(min(n, 1), -1))
+        if n:
+            assert same_bits(dense.coefs[dense.rows[0, b], 0], problem.y0[b])
     taken = torch.cat([dense.rows[: int(sol.stats.n_accepted[b]), b] for b in range(5)])
     assert len(taken.unique()) == len(taken)
 

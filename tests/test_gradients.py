@@ -336,16 +336,17 @@ def test_failing_sample_gives_zero_gradient_and_leaves_the_others(
 
 
 @pytest.mark.parametrize(("gradient", "backend"), [*MODES, ("adjoint", "stepped")])
-def test_gradient_when_all_samples_fail_is_zero(gradient: str, backend: str) -> None:
-    y0, weight = random(3, 2), random(2, 2)
+@pytest.mark.parametrize("value", [1.0, math.nan, math.inf], ids=["too many steps", "nan", "inf"])
+def test_gradient_when_all_samples_fail_is_zero(gradient: str, backend: str, value: float) -> None:
+    y0, controls, weight = random(3, 2), torch.full((3, 1), value, dtype=F64), random(2, 2)
 
-    def loss(y: Tensor, w: Tensor) -> Tensor:
+    def loss(y: Tensor, c: Tensor, w: Tensor) -> Tensor:
         options: Any = {"gradient": gradient, "backend": backend, "on_failure": "nan", "max_steps": 2}
-        sol = solve(lambda t, y: torch.tanh(y @ w), y, [0.0, 50.0], **options)
-        assert bool((sol.status == fastode.Status.MAX_STEPS).all())
+        sol = solve(lambda t, y, c: torch.tanh(y @ w) * c, y, [0.0, 50.0], controls=c, **options)
+        assert bool((sol.status != fastode.Status.SUCCESS).all())
         return torch.nan_to_num(sol.ys).sum()
 
-    grads = gradients(loss, [y0, weight])
+    grads = gradients(loss, [y0, controls, weight])
     assert all(g is None or not bool(g.any()) for g in grads)
 
 
@@ -373,6 +374,66 @@ def test_sample_that_stands_still_adds_nothing(gradient: str, backend: str, dens
     if grad_t is not None:
         assert bool(torch.isfinite(grad_t).all())
         assert_close(grad_t[:, others], alone[2])
+
+
+@pytest.mark.parametrize(("gradient", "backend"), [*MODES, ("adjoint", "stepped")])
+def test_sample_without_steps_may_have_any_field(gradient: str, backend: str) -> None:
+    """An empty interval succeeds with whatever the field is; NaN there reaches no gradient of the others."""
+    y0, controls, weight = problem()
+    controls[2] = torch.nan
+    t = torch.tensor([[0.0], [0.4], [1.0]], dtype=F64).repeat(1, 4)
+    t[:, 2] = 0.7
+    others = torch.arange(4) != 2
+
+    def loss(y: Tensor, c: Tensor, w: Tensor, t: Tensor) -> Tensor:
+        sol = solve(driven(w), y, t, controls=c, gradient=gradient, backend=backend, method="rk4", step_size=0.2)
+        assert bool((sol.status == fastode.Status.SUCCESS).all())
+        return sol.ys.square().sum()
+
+    grad_y0, grad_c, grad_w, grad_t = gradients(loss, [y0, controls, weight, t])
+    alone = gradients(loss, [y0[others], controls[others], weight, t[:, others]])
+    assert grad_y0 is not None
+    assert grad_c is not None
+    assert grad_t is not None
+    assert_close([grad_y0[others], grad_c[others], grad_w, grad_t[:, others]], alone)
+    assert_close(grad_y0[2], 6 * y0[2])
+    assert not bool(grad_c[2].any())
+    assert not bool(grad_t[:, 2].any())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_failing_sample_of_a_field_that_holds_something_per_sample(backend: str) -> None:
+    y0, controls, weight, good = failing(5, math.nan)
+    scale = torch.linspace(0.5, 2.0, 5, dtype=F64)[:, None]
+
+    def run(gradient: str, backend: str) -> list[Tensor | None]:
+        def loss(y: Tensor, c: Tensor, w: Tensor, s: Tensor) -> Tensor:
+            field = lambda t, y, c: torch.tanh(y @ w + c) * s  # noqa: E731
+            options: Any = {"controls": c, "gradient": gradient, "backend": backend, "on_failure": "nan"}
+            return torch.nan_to_num(solve(field, y, [0.0, 1.0], **options).ys).sum()
+
+        return gradients(loss, [y0, controls, weight, scale])
+
+    found = run("checkpoint", backend)
+    assert_close(found, run("backprop", "auto"))
+    assert [bool(x) for x in found[3].flatten() != 0] == good.tolist()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rounding_at_a_fixed_point_is_no_change_of_the_field(backend: str) -> None:
+    """Kernels for other batch sizes round otherwise; where nothing is left but rounding that is no other field."""
+    y0 = random(3, 2)
+    controls = torch.cat([y0, torch.tensor([[0.0], [math.nan], [0.0]], dtype=F64)], dim=1)
+
+    def loss(y: Tensor, w: Tensor) -> Tensor:
+        def field(t: Tensor, y: Tensor, c: Tensor) -> Tensor:
+            return (c[:, :2] - y) * w + torch.sin(t) + 1e-17 * len(y) + c[:, 2:]
+
+        options: Any = {"controls": controls, "backend": backend, "on_failure": "nan"}
+        return torch.nan_to_num(solve(field, y, [0.0, 1.0], **options).ys).sum()
+
+    grads = gradients(loss, [y0, torch.ones(2, dtype=F64)])
+    assert all(g is not None and bool(torch.isfinite(g).all()) for g in grads)
 
 
 # Dense output

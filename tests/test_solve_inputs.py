@@ -1,6 +1,7 @@
 """What ``solve`` accepts, what it refuses and how it says so; what a field may receive and return."""
 
 import collections
+import copy
 import functools
 import math
 import sys
@@ -450,6 +451,81 @@ def test_a_tableau_as_method(backend):
         k2 = (t + 1 / 3) * (value + 1 / 3 * k1)
         value, t = value + 0.5 * (k1 / 4 + 3 * k2 / 4), t + 0.5
     assert float(sol.ys[-1]) == pytest.approx(value, rel=1e-14)
+
+
+def test_a_field_must_not_write_into_its_state(backend):
+    """In-place activations would change the solver's own state. The caller's stays as it was."""
+    for y0 in (randn(4, 3), (randn(4, 3), randn(4))):
+        first = y0 if torch.is_tensor(y0) else y0[0]
+        before = first.clone()
+
+        def field(t, y):
+            torch.relu_(y if torch.is_tensor(y) else y[0])
+            return y
+
+        with pytest.raises(RuntimeError, match="changed the state it was given in place"):
+            solve(y0, field=field, backend=backend)
+        assert torch.equal(first, before)
+
+
+def test_fields_that_differentiate_by_their_state(backend):
+    """As continuous normalizing flows do; that alone gives the solution no gradient."""
+    matrix = randn(3, 3) / 3
+
+    def divergence(t, state):
+        z, _ = state
+        with torch.enable_grad():
+            z = z.requires_grad_()
+            dz = torch.tanh(z @ matrix)
+            trace = sum(torch.autograd.grad(dz[:, i].sum(), z, retain_graph=True)[0][:, i] for i in range(3))
+        return dz, -trace
+
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda z: torch.tanh(z @ matrix)))
+
+    def functional(t, state):
+        return torch.tanh(state[0] @ matrix), -jacobian(state[0]).diagonal(dim1=1, dim2=2).sum(1)
+
+    y0 = (randn(5, 3), torch.zeros(5, dtype=torch.float64))
+    one, other = (solve(y0, field=field, backend=backend) for field in (divergence, functional))
+    torch.testing.assert_close(one.ys, other.ys, rtol=1e-12, atol=1e-12)
+    assert not one.ys[0].requires_grad
+
+    def potential(t, y):
+        with torch.enable_grad():
+            return -torch.autograd.grad((y.requires_grad_() ** 2).sum() / 2, y)[0]
+
+    sol = solve(y0[0], field=potential, backend=backend)
+    assert not sol.ys.requires_grad
+    torch.testing.assert_close(sol.ys, solve(y0[0], backend=backend).ys, rtol=1e-13, atol=1e-13)
+
+
+def test_fields_in_numpy(backend):
+    sol = solve(field=lambda t, y: torch.from_numpy(-y.numpy()), backend=backend)
+    assert same_bits(sol.ys, solve(backend=backend).ys)
+
+
+def test_memory_layout_of_the_arguments_does_not_matter(backend):
+    y0, c = randn(5, 4), randn(5, 4, seed=1)
+    t = torch.stack([torch.zeros(5), torch.linspace(0.1, 1, 5)]).double()
+    swap = lambda x: x.T.contiguous().T  # noqa: E731
+    tolerance = torch.tensor(1e-5, dtype=torch.float64).expand(4)
+    results = [
+        fastode.solve(lambda t, y, c: c * y, *arguments, controls=controls, rtol=rtol, backend=backend).ys
+        for arguments, controls, rtol in [((y0, t), c, 1e-5), ((swap(y0), swap(t)), swap(c), tolerance)]
+    ]
+    assert same_bits(*results)
+
+
+def test_empty_controls_are_handed_on(backend):
+    for empty in ((), {}, []):
+        sol = solve(field=lambda t, y, c, empty=empty: -y if c == empty else None, controls=empty, backend=backend)
+        assert same_bits(sol.ys, solve(backend=backend).ys)
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")  # of torch's, in copying
+def test_a_solution_can_be_copied(backend):
+    sol = solve({"a": randn(3, 2)}, field=lambda t, y: {"a": -y["a"]}, dense=True, backend=backend)
+    assert same_bits(copy.deepcopy(sol).interpolate(0.3), sol.interpolate(0.3))
 
 
 def test_backprop_runs_on_the_reference_only():

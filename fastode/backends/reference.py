@@ -72,7 +72,8 @@ class ReferenceBackend:
         """See ``Backend.backward``: automatic differentiation of one step at a time."""
         steps = record.steps
         solved = steps.status == Status.SUCCESS
-        index = healthy_index(solved)
+        moving = solved & (steps.count > 0)
+        index = healthy_index(moving)
         rows = vjp.leaf_rows([c[index] for c in controls])
         wanted = vjp.wanted(rows)
         totals: list[Tensor | None] = [None] * len(wanted)
@@ -84,17 +85,17 @@ class ReferenceBackend:
         def field(t: Tensor, y: Tensor) -> Tensor:
             return vjp(t, y, rows)
 
-        for block in reversed(range(0, steps.n, record.every)):
+        for block in reversed(range(0, steps.n if bool(moving.any()) else 0, record.every)):
             length = min(record.every, steps.n - block)
             for j, state in reversed(_walk(plan, field, steps, record.states[block // record.every], block, length)):
-                active = steps.active(j) & solved
+                active = steps.active(j) & moving
                 t, t_next, h = steps.t[j][index], steps.t_next[j], torch.where(active, steps.h[j], 0.0)
                 inside = active & (direction * (plan.times - t) > 0) & (direction * (t_next - plan.times) >= 0)
                 with torch.enable_grad():
                     y = state[index].detach().requires_grad_()
                     k1 = field(t, y)
                     if j == 0:
-                        check_repeatable(k1, record.k1[index], plan.field)
+                        check_repeatable(k1[moving], record.k1[moving], y[moving], h[moving], plan.field)
                     y1, stages = rk_step(plan.tableau, field, t, h, y, k1)
                     vjp.check(y1, [y, *wanted])
                     coefs = polynomial(plan.tableau, h, y, stages)

@@ -227,7 +227,8 @@ class SteppedAdjoint:
             values.append(self.vjp(t + float(tableau.c[i]) * h, states[-1], rows))
 
         if j == 0:
-            check_repeatable(values[0], self.k1[self.lanes[:n]], self.plan.field)
+            own = slice(None) if self.twins is None else ~self.twins  # the field may hold something per sample
+            check_repeatable(values[0][own], self.k1[self.lanes[:n]][own], y[own], h[own], self.plan.field)
 
         pulled: list[Tensor] = []
         pulled_from: list[int] = []

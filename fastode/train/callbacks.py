@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 
 METRICS_FILE = "metrics.csv"
 COLUMNS = ("epoch", "step", "train_loss", "val_loss", "val_mse", "lr", "solver_steps", "seconds")
@@ -83,3 +83,14 @@ class EpochLog(Checkpoint):
             print(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {losses}  {row['seconds']:.1f} s", flush=True
             )
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's, with epochs counted as everywhere else here and without the logger's version."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")

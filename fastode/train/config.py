@@ -11,7 +11,7 @@ CONFIG_FILE = "config.json"
 MODELS = ("autoencode", "ae", "vae")
 LOSSES = ("bce", "mse")
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
-DEFAULT_EPOCHS = {"digits": 80, "mnist": 20, "fashion-mnist": 20, "cifar10": 20, "folder": 30}
+DEFAULT_EPOCHS = {"digits": 60, "mnist": 20, "fashion-mnist": 20, "cifar10": 20, "folder": 30}
 
 # What may differ between a run and its resumption: the rest decides what is being trained.
 RESUMABLE = frozenset(

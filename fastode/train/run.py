@@ -12,13 +12,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from fastode.models import load_model
 from fastode.models.base import MODEL_FILE
 from fastode.train import report
-from fastode.train.callbacks import EpochLog, EpochTable, read_metrics
+from fastode.train.callbacks import EpochLog, EpochTable, ProgressBar, read_metrics
 from fastode.train.config import TrainConfig, build_model
 from fastode.train.data import ImageData, load_data
 from fastode.train.loader import ImageModule
@@ -100,7 +100,7 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: list[Callback] | 
     if config.early_stop is not None:
         everything.append(EarlyStopping("val_loss", patience=config.early_stop))
     if config.progress:
-        everything.append(TQDMProgressBar())
+        everything.append(ProgressBar())
     precision: Any = config.precision
     return L.Trainer(
         max_epochs=config.n_epochs,

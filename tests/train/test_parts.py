@@ -1,18 +1,65 @@
-"""The parts of a run: settings, losses, learning-rate schedule, batches and timing."""
-
-import math
-from itertools import pairwise
+"""The parts of a run: settings, batches and the packages that they need."""
 
 import pytest
 import torch
 
-from fastode.models import ModelOutput
-from fastode.train.config import TrainConfig
+from fastode.models import VAE, AutoencODE, Autoencoder
+from fastode.train.config import TrainConfig, build_model
 from fastode.train.data import load_data
 from fastode.train.extra import PACKAGES, require_train
 from fastode.train.loader import ImageModule
-from fastode.train.module import schedule
-from fastode.train.objective import PIXEL_VARIANCE, objective
+from fastode.train.metrics import clustering_accuracy
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "gan"}, "unknown model 'gan': expected one of autoencode, ae, vae"),
+        ({"loss": "l1"}, "unknown loss 'l1'"),
+        ({"precision": "64"}, "unknown precision '64'"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1"),
+        ({"early_stop": 0}, "early_stop must be at least 1"),
+        ({"image_size": 0}, "image_size must be at least 1"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"rtol": float("nan")}, "rtol must be positive"),
+        ({"beta": -0.1}, "beta must not be negative"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**settings)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[1]", '{"lr": -1}', '{"colour": "red"}'])
+def test_settings_that_cannot_be_read_name_the_file(text, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"cannot read the settings of a run from .*config\.json"):
+        TrainConfig.load(tmp_path)
+
+
+def test_what_may_change_when_a_run_is_resumed():
+    config = TrainConfig(lr=1e-3)
+    assert config.changed(epochs=99, lr=1e-3, precision="bf16-mixed").n_epochs == 99
+    with pytest.raises(ValueError, match=r"the run to resume has lr = 0\.001, not 0\.002"):
+        config.changed(lr=2e-3)
+
+
+def test_models_are_built_from_settings():
+    config = TrainConfig(code_size=5, state_dim=4, hidden=6, width=4, start="encoding", horizon=2.0, rtol=0.1)
+    model = build_model(config, (3, 9, 13))
+    assert isinstance(model, AutoencODE)
+    assert model.image_shape == (3, 9, 13)
+    assert (model.code_size, model.state_dim, model.field.hidden, model.horizon) == (5, 4, 6, 2.0)
+    assert (model.config["start"], model.solver["rtol"]) == ("encoding", 0.1)
+    for name, cls in (("ae", Autoencoder), ("vae", VAE)):
+        assert type(build_model(TrainConfig(model=name, code_size=5, width=4), (3, 9, 13))) is cls
+
+
+@pytest.mark.filterwarnings("error")
+def test_clusters_of_a_single_code():
+    assert clustering_accuracy(torch.randn(1, 3), torch.tensor([4])) == 1.0
 
 
 def test_settings_are_kept_in_a_file(tmp_path):
@@ -20,31 +67,6 @@ def test_settings_are_kept_in_a_file(tmp_path):
     config.save(tmp_path)
     assert TrainConfig.load(tmp_path) == config
     assert (TrainConfig().n_epochs, config.n_epochs, TrainConfig(epochs=3).n_epochs) == (80, 20, 3)
-
-
-def test_loss_is_the_formula():
-    logits, x, kl = torch.randn(4, 1, 8, 8), torch.rand(4, 1, 8, 8), torch.rand(4)
-    y = torch.sigmoid(logits)
-    bce = -(x * y.log() + (1 - x) * (1 - y).log()).mean()
-    mse = (x - y).square().mean()
-    plain = ModelOutput(logits, torch.zeros(4, 2))
-    torch.testing.assert_close(objective(plain, x, "bce", 7.0), bce)
-    torch.testing.assert_close(objective(plain, x, "mse", 7.0), mse)
-    vae = ModelOutput(logits, torch.zeros(4, 2), kl=kl)
-    torch.testing.assert_close(objective(vae, x, "bce", 0.5), bce + 0.5 * kl.mean() / 64)
-    # Gaussian pixels: the negative log-likelihood of an image is (squared error) / (2 variance) up to a constant.
-    elbo = ((x - y).square().sum((1, 2, 3)) / (2 * PIXEL_VARIANCE) + 0.5 * kl).mean()
-    torch.testing.assert_close(objective(vae, x, "mse", 0.5), elbo * 2 * PIXEL_VARIANCE / 64)
-
-
-def test_learning_rate_rises_and_falls():
-    rates = [schedule(step, 200) for step in range(220)]
-    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
-    assert rates[10] == pytest.approx(1.0)
-    assert rates[105] == pytest.approx(0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi / 2)))
-    assert all(a > b for a, b in pairwise(rates[10:200]))
-    assert rates[200:] == pytest.approx([0.01] * 20)
-    assert all(0 < schedule(step, 1) <= 1 for step in range(3))
 
 
 def test_batches_hold_every_image_once_in_an_order_of_seed_and_epoch():

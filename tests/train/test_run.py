@@ -1,10 +1,13 @@
-"""Runs on a few images: what single settings do, and where a run is kept."""
+"""Runs on a few images: an interruption costs nothing, and settings do what they say."""
 
+import math
 import os
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 
+from fastode.models import load_model
 from fastode.train import report
 from fastode.train.callbacks import read_metrics
 from fastode.train.config import TrainConfig
@@ -46,6 +49,37 @@ def test_the_same_seed_gives_the_same_run(quick, tmp_path):
     assert first == again != other
 
 
+@pytest.mark.parametrize("model", ["autoencode", "vae"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("power cut")], ids=["interrupt", "crash"])
+def test_a_resumed_run_ends_like_one_that_was_not_interrupted(model, error, quick, tmp_path):
+    whole = train(settings(tmp_path / "whole", model=model))
+    config = settings(tmp_path / "cut", model=model)
+    for epoch in (1, 3):
+        with pytest.raises((KeyboardInterrupt, SystemExit, RuntimeError)):
+            train(config, resume=epoch > 1, callbacks=[Interrupt(epoch, error)])
+        assert len(read_metrics(tmp_path / "cut")) == epoch  # no completed epoch is lost
+    resumed = train(config, resume=True)
+    assert without_seconds(read_metrics(tmp_path / "cut")) == without_seconds(read_metrics(tmp_path / "whole"))
+    assert resumed["epochs"] == whole["epochs"] == 4
+    assert resumed["best_epoch"] == whole["best_epoch"]
+    assert resumed["results"]["mse"] == whole["results"]["mse"]
+    expected = load_model(tmp_path / "whole").state_dict()
+    for name, value in load_model(tmp_path / "cut").state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    lasts = [torch.load(last_checkpoint(tmp_path / name), weights_only=True) for name in ("whole", "cut")]
+    assert lasts[0]["lr_schedulers"] == lasts[1]["lr_schedulers"]
+
+
+def test_a_finished_run_reports_again_and_can_go_on_for_more_epochs(quick, tmp_path):
+    first = train(settings(tmp_path, model="ae", epochs=1))
+    again = train(TrainConfig.load(tmp_path), resume=True)
+    assert again["epochs"] == 1
+    assert again["results"]["mse"] == pytest.approx(first["results"]["mse"], rel=1e-5)
+    longer = train(TrainConfig.load(tmp_path).changed(epochs=3), resume=True)
+    assert longer["epochs"] == 3
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [0, 1, 2]
+
+
 def test_interrupted_before_the_first_epoch_ends(quick, tmp_path):
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train(settings(tmp_path), callbacks=[Interrupt(0, KeyboardInterrupt())])
@@ -60,6 +94,15 @@ def test_early_stop(quick, tmp_path):
     result = train(settings(tmp_path, model="ae", epochs=9, early_stop=2, lr=1e-12, weight_decay=0.0))
     assert result["epochs"] == 3
     assert result["best_epoch"] == 1
+
+
+@pytest.mark.parametrize("model", ["autoencode", "ae", "vae"])
+def test_mixed_precision(model, quick, tmp_path):
+    result = train(settings(tmp_path, model=model, epochs=2, precision="bf16-mixed"))
+    assert math.isfinite(result["results"]["mse"])
+    rows = read_metrics(tmp_path)
+    assert rows[1]["train_loss"] < rows[0]["train_loss"]
+    assert all(p.dtype == torch.float32 for p in load_model(tmp_path).parameters())
 
 
 @pytest.mark.parametrize("changes", [{"loss": "mse"}, {"start": "encoding"}, {"model": "vae", "loss": "mse"}])
