@@ -42,7 +42,7 @@ train: $(TRAIN)
 	$(BIN)/fastode train $(ARGS)
 
 test: $(TEST)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m pytest bench $(ARGS)

@@ -100,7 +100,7 @@ def test_the_reference_too():
 def test_one_bad_neighbour(neighbour):
     batch = Batch(torch.float64)
     alone = batch.solve([0, 1, 3], backend="stepped", rtol=1e-3)
-    for order in itertools.islice(itertools.permutations([0, 1, 3, neighbour]), 0, None, 5):
+    for order in itertools.islice(itertools.permutations([0, 1, 3, neighbour]), 0, None, 7):
         beside = batch.solve(order, backend="stepped", rtol=1e-3)
         assert all(same_sample(alone, i, beside, order.index(b)) for i, b in enumerate([0, 1, 3]))
 
@@ -263,12 +263,12 @@ def test_instruction_sets_agree_to_rounding(width, dtype):
             lambda t, y, r: r * (1 - y * y), y0.to(dtype), [0.0, 0.33, 1.0], controls=rate.to(dtype), **options
         ).ys
 
-    truth = solve(torch.float64, step_size=0.01, backend="reference", method="rk4")
-    reference = solve(dtype, step_size=0.01, backend="reference", method="rk4")
+    truth = solve(torch.float64, step_size=0.02, backend="reference", method="rk4")
+    reference = solve(dtype, step_size=0.02, backend="reference", method="rk4")
     allowed = 2 * largest_error(reference, truth) + 8 * torch.finfo(dtype).eps
     for isa in _C.usable_isas():
         _C.set_isa(isa)
-        ours = solve(dtype, step_size=0.01, backend="stepped", method="rk4")
+        ours = solve(dtype, step_size=0.02, backend="stepped", method="rk4")
         assert largest_error(ours, truth) <= allowed
         assert largest_error(ours, reference) <= allowed
 

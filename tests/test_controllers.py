@@ -224,14 +224,14 @@ def scalar_solve(field, y, end, method, controller, rtol, atol):
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
-@pytest.mark.parametrize("method", ["dopri5", "bosh3", "tsit5"])
+@pytest.mark.parametrize("method", ["dopri5", "bosh3"])
 @pytest.mark.parametrize("limits", [{}, {"first_step": 0.7, "max_step": 0.4, "max_factor": 1.7}], ids=str)
 def test_an_independent_solver_takes_the_same_steps(name, method, limits, backend):
     """Van der Pol's oscillator, whose steps vary by orders of magnitude and are often rejected."""
     controller = dataclasses.replace(CONTROLLERS[name], **limits)
     mu = [2.0, 8.0]
     starts = [[2.0, 0.0], [0.5, 1.0]]
-    end = 6.0
+    end = 5.0
 
     def field(t, y, mu):
         return torch.stack([y[:, 1], mu * ((1 - y[:, 0] ** 2) * y[:, 1]) - y[:, 0]], 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastode.models import VAE, AutoencODE, Autoencoder
-from fastode.train.config import TrainConfig, build_model
+from fastode.train.config import DEFAULT_EPOCHS, TrainConfig, build_model
 from fastode.train.data import load_data
 from fastode.train.extra import PACKAGES, require_train
 from fastode.train.loader import ImageModule
@@ -66,7 +66,11 @@ def test_settings_are_kept_in_a_file(tmp_path):
     config = TrainConfig(model="vae", data="mnist", data_dir="somewhere", lr=1e-4, hidden=3)
     config.save(tmp_path)
     assert TrainConfig.load(tmp_path) == config
-    assert (TrainConfig().n_epochs, config.n_epochs, TrainConfig(epochs=3).n_epochs) == (80, 20, 3)
+    assert (TrainConfig().n_epochs, config.n_epochs, TrainConfig(epochs=3).n_epochs) == (
+        DEFAULT_EPOCHS["digits"],
+        DEFAULT_EPOCHS["mnist"],
+        3,
+    )
 
 
 def test_batches_hold_every_image_once_in_an_order_of_seed_and_epoch():
