@@ -152,12 +152,11 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 def depend_on_each_other(tensors: list[Tensor]) -> bool:
     """Whether one of the tensors was computed from another of them."""
-    nodes = {id(t.grad_fn) for t in tensors if t.grad_fn is not None}
+    # The list holds the Python objects of the nodes: each is made when it is asked for, and an id lives as long as it.
+    alive = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    nodes = {id(node) for node in alive}
     leaves = {id(t) for t in tensors if t.grad_fn is None}
-    if not nodes:
-        return False
-    alive = [t.grad_fn for t in tensors]  # holds the Python objects of the nodes, so that their ids stay theirs
-    stack = [edge for node in alive if node is not None for edge, _ in node.next_functions]
+    stack = [edge for node in alive for edge, _ in node.next_functions]
     seen: dict[int, Any] = {}
     while stack:
         node = stack.pop()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastode import solve
+from fastode.externals import depend_on_each_other
 from tests.gradient_tools import BACKENDS, MODES, assert_close, gradients, node_of, random
 
 F64 = torch.float64
@@ -390,6 +391,18 @@ def test_weights_learn_where_nothing_else_does(gradient: str, backend: str) -> N
     (grad,) = gradients(lambda a: chosen(gradient, backend)(lambda t, y, c: y @ a * c, y0, controls=c), [random(3, 3)])
     assert grad is not None
     assert bool(grad.any())
+
+
+@pytest.mark.parametrize("position", [0, 7, 19])
+def test_dependence_of_one_result_on_another_is_seen_among_many(position: int) -> None:
+    """Python objects of graph nodes come and go: their ids must not be compared after that."""
+    leaf = random(3).requires_grad_()
+    results = [random(3).requires_grad_().sin() for _ in range(20)]
+    assert not depend_on_each_other([*results, leaf])
+    assert depend_on_each_other([*results, results[position].cos().exp()])
+    assert depend_on_each_other([results[position].cos().exp(), *results])
+    assert depend_on_each_other([*results, (leaf * 2).exp(), leaf])
+    assert not depend_on_each_other([leaf, random(3).requires_grad_()])
 
 
 # Hooks
