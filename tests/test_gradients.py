@@ -125,7 +125,6 @@ TIMES = {
     "reverse": torch.tensor([1.0, 0.35, 0.3, -0.2], dtype=F64),
     "per sample": torch.tensor([[0.0, 1.0, -1.0, 2.0], [0.5, 0.9, -0.5, 2.0], [0.6, 0.2, 0.5, 2.5]], dtype=F64),
     "repeated": torch.tensor([0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0], dtype=F64),
-    "two": torch.tensor([0.0, 1.0], dtype=F64),
 }
 
 
