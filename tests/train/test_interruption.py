@@ -22,7 +22,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="s
 def start_and_stop(folder: Path, after: int, number: signal.Signals) -> tuple[int, str]:
     """(exit code, output) of a run that gets a signal once ``after`` epochs are in its table."""
     command = [sys.executable, "-m", "fastode", "train", *OPTIONS, "--out", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    # Python ignores an interrupt that its parent ignored, as a shell does for what it runs in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         started = time.monotonic()
         while process.poll() is None and time.monotonic() - started < TIMEOUT and len(read_metrics(folder)) < after:
             time.sleep(0.05)
