@@ -1,0 +1,344 @@
+"""From a field to its program, once: captures are kept by what the field is made of, not by its tensors' values."""
+
+from __future__ import annotations
+
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastode.field import FlatField
+from fastode.program.autodiff import pullback
+from fastode.program.evaluate import evaluate, evaluate_pullback
+from fastode.program.identity import KEPT_ON_FIELDS, Description, Guard, describe, difference
+from fastode.program.ir import Program, Pullback
+from fastode.program.lower import KNOWN, Lowered, fold_prologue, lower, run_prologue
+from fastode.program.trace import Graph, NotAProgram, record
+
+_KEPT = 256
+"""Captures that are remembered, the least recently used are dropped."""
+_FLOATS = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A field's program, its pullback, and where the leaves come from.
+
+    Attributes:
+        program, pullback: what backends execute.
+        lowered: with the prologue.
+        controls: numbers of the leaves of the controls in the prologue.
+        externals: (number in the prologue, place among ``Description.tensors``) of the tensors that the field holds.
+        literals: tensors that the field makes from numbers in its code, by number.
+        batch: the batch size that it holds for, None for any.
+        held: keeps alive what the key names by identity.
+    """
+
+    program: Program
+    pullback: Pullback
+    lowered: Lowered
+    controls: tuple[int, ...]
+    externals: tuple[tuple[int, int], ...]
+    literals: dict[int, Tensor]
+    batch: int | None
+    batch_dims: tuple[int, ...]
+    plain: tuple[tuple[int, ...], tuple[int, ...]] | None
+    held: tuple[Any, ...]
+
+    def leaves(
+        self, tensors: Sequence[Tensor], controls: Sequence[Tensor], batch: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The program's leaves, shared (*shape) and per sample (B, *shape), with their graph.
+
+        Args:
+            tensors: of the field's description, as they are now.
+            controls: leaves (B, ...).
+            batch: B.
+        """
+        if self.plain is not None:  # no prologue: leaves are controls and externals themselves
+            pool = (*controls, *tensors)
+            return [pool[i] for i in self.plain[0]], [pool[i] for i in self.plain[1]]
+        known = dict(zip(self.controls, controls, strict=True))
+        known.update((number, tensors[place]) for number, place in self.externals)
+        known.update(self.literals)
+        known = run_prologue(self.lowered.prologue, known, batch)
+        shared = [known[n] for n in self.lowered.shared]
+        sample = [
+            known[n] if d == 0 else known[n].movedim(d, 0)
+            for n, d in zip(self.lowered.sample, self.batch_dims, strict=True)
+        ]
+        return shared, sample
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a field has no program, and the line of the user's code where that is decided."""
+
+    reason: str
+    where: str | None
+    held: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        return self.reason if self.where is None else f"{self.reason}, at {self.where}"
+
+
+class _Kept(dict[Any, Any]):
+    """What is kept on a field's own object, so that it goes when that goes; not copied or pickled with it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Kept, ()
+
+    def __deepcopy__(self, memo: Any) -> _Kept:
+        return _Kept()
+
+
+_captures: OrderedDict[Any, Capture | Refusal] = OrderedDict()
+
+
+def capture_field(
+    field: FlatField, times: Tensor, y0: Tensor, controls: Sequence[Tensor]
+) -> tuple[Capture | Refusal, Sequence[Tensor]]:
+    """The program of a field, or why there is none, and the tensors that the field holds now.
+
+    Args:
+        field: the vector field on rows.
+        times: (T, B) or (T,), output times; the program is compared with the field between the first and the last.
+        y0: (B, D).
+        controls: leaves (B, ...).
+    """
+    batch = y0.shape[0]
+    shapes = (
+        field.state,
+        field.controls_spec,
+        tuple((c.shape[1:], c.dtype) for c in controls),
+        y0.device.type,
+    )
+    home, name = _home(field.field)
+    kept: _Kept | None = None
+    if home is not None:
+        kept = home.get(KEPT_ON_FIELDS)
+        entry = None if kept is None else kept.get((name, shapes))
+        if entry is not None:
+            guard, found, tensors = entry
+            holds = guard.holds() and (not isinstance(found, Capture) or found.batch in (None, batch))
+            if holds:
+                return found, tensors
+    description = describe(field.field)
+    key = (description.key, shapes)
+    found = _captures.get(key) or _captures.get((*key, batch))
+    if found is None:
+        found = _capture(field, description, times, y0, controls)
+        whole = isinstance(found, Capture) and found.batch is not None
+        _captures[(*key, batch) if whole else key] = found
+        while len(_captures) > _KEPT:
+            _captures.popitem(last=False)
+    if home is not None:
+        if kept is None:
+            kept = home[KEPT_ON_FIELDS] = _Kept()
+        if len(kept) > 16:
+            kept.clear()
+        kept[name, shapes] = (Guard(description), found, tuple(description.tensors))
+    return found, description.tensors
+
+
+def _home(field: Callable[..., Any]) -> tuple[dict[str, Any] | None, str]:
+    """The dictionary of the object that a field is, or is a method of."""
+    if isinstance(field, types.MethodType):
+        return getattr(field.__self__, "__dict__", None), field.__func__.__qualname__
+    home = getattr(field, "__dict__", None)
+    return (home if isinstance(home, dict) else None), ""
+
+
+def _capture(
+    field: FlatField, description: Description, times: Tensor, y0: Tensor, controls: Sequence[Tensor]
+) -> Capture | Refusal:
+    held = tuple(description.held)
+    enabled = field.autocast[0]
+    try:
+        if enabled:
+            raise NotAProgram("autocast is on")
+        if field.state.dtype not in _FLOATS:
+            raise NotAProgram(f"the state is {field.state.dtype}, programs compute in float32 or float64")
+        if y0.shape[0] == 0:
+            raise NotAProgram("there are no samples")
+        graph, stand_ins = _record(field, description, times, y0, controls)
+        after = difference(description, describe(field.field))
+        if after is not None:
+            raise NotAProgram(f"calling the field changes {after.removeprefix('field').lstrip('., ') or 'itself'}")
+        return _build(field, description, graph, stand_ins, times, y0, controls)
+    except NotAProgram as refusal:
+        return Refusal(refusal.reason, refusal.where, held)
+
+
+def _record(
+    field: FlatField, description: Description, times: Tensor, y0: Tensor, controls: Sequence[Tensor]
+) -> tuple[Graph, bool]:
+    """The graph, and whether the field holds tensors per sample."""
+    batch = y0.shape[0]
+    start = times[0].expand(batch).to(y0.dtype)
+    per_sample = [t for t in description.tensors if t.ndim and t.shape[0] == batch]
+
+    def samples(stand_in: bool) -> Callable[[int], Any]:
+        def take(n: int) -> Any:
+            rows = torch.arange(n, device=y0.device) % batch
+            replaced = [(t, t.detach()[rows.to(t.device)]) for t in per_sample] if stand_in else []
+            return start[rows].clone(), y0.detach()[rows], [c.detach()[rows] for c in controls], replaced
+
+        return take
+
+    error: Exception | None = None
+    for stand_in in (False, True) if per_sample else (False,):
+        try:
+            return record(field, samples(stand_in), _simpler), stand_in
+        except NotAProgram as refusal:
+            if not stand_in and per_sample:
+                error = refusal
+                continue
+            raise error if isinstance(error, NotAProgram) else refusal from None
+        except Exception as raised:  # the field's own affair, reported when it is called on the whole batch
+            error = error or raised
+    if isinstance(error, NotAProgram):
+        raise error
+    raise NotAProgram(f"the field raises {type(error).__name__} for fewer samples: {error}")
+
+
+def _simpler(func: Any) -> Callable[..., Any] | None:
+    """Torch's own expression of an operation by simpler ones, where lowering does not know it."""
+    name = func.overloadpacket.__name__
+    if func in KNOWN or name.endswith("_") or func.namespace != "aten":
+        return None
+    from torch._decomp import decomposition_table  # takes a while to import, and is seldom needed
+
+    found: Callable[..., Any] | None = decomposition_table.get(func)
+    return found
+
+
+def _build(
+    field: FlatField,
+    description: Description,
+    graph: Graph,
+    per_sample: bool,
+    times: Tensor,
+    y0: Tensor,
+    controls: Sequence[Tensor],
+) -> Capture:
+    places = {id(t): i for i, t in enumerate(description.tensors)}
+    externals = []
+    for number, tensor in graph.externals.items():
+        place = places.get(id(tensor))
+        if place is None:
+            raise NotAProgram(
+                f"the field reads a tensor of shape {tuple(tensor.shape)} that is neither its parameter, buffer or "
+                "attribute, nor in a closure or a global that its code names"
+            )
+        externals.append((number, place))
+    names = {number: description.paths[place].removeprefix("field").lstrip("., ") for number, place in externals}
+    names.update(
+        (number, f"controls{i}" if len(controls) > 1 else "controls") for i, number in enumerate(graph.controls)
+    )
+    lowered = lower(graph, y0.shape[1], y0.dtype, y0.device, lambda n: _short(names.get(n, f"p{n}")))
+    literals = dict(graph.literals)
+    lowered.prologue = fold_prologue(lowered.prologue, literals)
+    back = pullback(lowered.builder, lowered.program)
+    dims = tuple(graph.metas[n].batch_dim or 0 for n in lowered.sample)
+    where = {number: i for i, number in enumerate(graph.controls)}
+    where.update((number, len(controls) + place) for number, place in externals)
+    plain = None
+    if all(n in where for n in (*lowered.shared, *lowered.sample)) and not any(dims):
+        plain = tuple(where[n] for n in lowered.shared), tuple(where[n] for n in lowered.sample)
+    batch = y0.shape[0] if per_sample else None
+    made = Capture(
+        lowered.program,
+        back,
+        lowered,
+        tuple(graph.controls),
+        tuple(externals),
+        literals,
+        batch,
+        dims,
+        plain,
+        tuple(description.held),
+    )
+    _verify(field, made, description.tensors, times, y0, controls)
+    return made
+
+
+def _short(path: str) -> str:
+    return path.removeprefix("variable ").removeprefix("global ")
+
+
+def _verify(
+    field: FlatField,
+    made: Capture,
+    tensors: Sequence[Tensor],
+    times: Tensor,
+    y0: Tensor,
+    controls: Sequence[Tensor],
+) -> None:
+    """Compares program and pullback with the field and torch's gradient, on states and controls moved at random."""
+    batch = y0.shape[0]
+    n = batch if made.batch is not None else min(max(batch, 3), 5)
+    rows = torch.arange(n, device=y0.device) % batch
+    random = torch.Generator().manual_seed(0)
+
+    def moved(x: Tensor) -> Tensor:
+        x = x.detach()[rows]
+        if not x.is_floating_point():
+            return x
+        noise = torch.randn(2, *x.shape, generator=random, dtype=torch.float32, device="cpu").to(x)
+        size = x.abs().mean() if x.numel() else 0.0
+        return (x * (1 + 0.1 * noise[0]) + 0.05 * size * noise[1]).contiguous()
+
+    first, last = times[0].expand(batch)[rows], times[-1].expand(batch)[rows]
+    t = (first + (last - first) * torch.rand(n, generator=random).to(first)).to(y0.dtype)
+    for state, inputs in (
+        (y0.detach()[rows], [c.detach()[rows] for c in controls]),
+        (moved(y0), [moved(c) for c in controls]),
+    ):
+        state = state.clone().requires_grad_()
+        inputs = [c.clone().requires_grad_(c.is_floating_point()) for c in inputs]
+        with torch.enable_grad():
+            expected = field(t, state, inputs)
+            shared, sample = made.leaves(tensors, inputs, n)
+        value = evaluate(made.program, t, state.detach(), [x.detach() for x in shared], [x.detach() for x in sample])
+        _agree(value, expected.detach(), "the values of the lowered program", y0.dtype)
+        g = torch.randn(expected.shape, generator=random, dtype=torch.float32, device="cpu").to(expected)
+        wanted = [state, *inputs, *[t for t in tensors if t.requires_grad]]
+        wanted = [x for x in wanted if x.requires_grad]
+        true: Sequence[Tensor | None] = (None,) * len(wanted)
+        if expected.requires_grad:
+            true = torch.autograd.grad(expected, wanted, g, allow_unused=True)
+        by_state, by_shared, by_sample = evaluate_pullback(
+            made.pullback, t, state.detach(), [x.detach() for x in shared], [x.detach() for x in sample], g
+        )
+        pairs = [(x, grad) for x, grad in zip((*shared, *sample), (*by_shared, *by_sample), strict=True)]
+        pairs = [(x, grad) for x, grad in pairs if x.requires_grad]
+        own: list[Tensor | None] = [None] * len(wanted)
+        if pairs:
+            own = list(
+                torch.autograd.grad(
+                    [x for x, _ in pairs], wanted, [g.reshape(x.shape) for x, g in pairs], allow_unused=True
+                )
+            )
+        own[0] = by_state if own[0] is None else own[0] + by_state
+        for x, got, want in zip(wanted, own, true, strict=True):
+            zero = torch.zeros_like(x)
+            pair = zero if got is None else got, zero if want is None else want
+            _agree(*pair, "the gradient of the lowered program", y0.dtype)
+
+
+def _agree(value: Tensor, expected: Tensor, what: str, dtype: torch.dtype) -> None:
+    finite = torch.isfinite(expected)
+    same = torch.isfinite(value) == finite
+    bound = torch.finfo(dtype).eps ** 0.5
+    difference = torch.where(finite & same, value - expected, 0.0).abs()
+    scale = torch.where(finite, expected, 0.0).abs().amax() if expected.numel() else expected.new_zeros(())
+    if not bool(same.all()) or bool((difference > bound * scale + torch.finfo(dtype).tiny).any()):
+        raise NotAProgram(
+            f"{what} differ from those of the field: it is random, mixes samples, changes from call to call, or "
+            "defines a gradient of its own"
+        )

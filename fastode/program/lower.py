@@ -1,0 +1,779 @@
+"""From recorded torch operations to a program: what depends on time or state becomes arithmetic on one sample.
+
+What depends only on parameters and controls is left to torch: it is the prologue, run once per solve on whole tensors,
+with torch's own gradient. Its results are leaves of the program.
+
+Every tensor is a storage and an index into it, so that views, and writing through them, come out right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fastode.program.ir import SAMPLE, SHARED, STATE, TIME, Builder, Leaf, Map, Program, Value, in_order
+from fastode.program.rules import EMPTY, FILLS, POINTWISE, TRUTH_ONLY
+from fastode.program.trace import Batch, Call, Graph, Meta, NotAProgram, Ref
+
+_aten = torch.ops.aten
+_MAX_PRODUCTS = 64
+"""Batched products of one sample are written out; more than this are left to torch."""
+
+VIEWS = {
+    _aten.view.default,
+    _aten._unsafe_view.default,
+    _aten.reshape.default,
+    _aten._reshape_alias.default,
+    _aten.t.default,
+    _aten.transpose.int,
+    _aten.permute.default,
+    _aten.unsqueeze.default,
+    _aten.squeeze.default,
+    _aten.squeeze.dim,
+    _aten.squeeze.dims,
+    _aten.slice.Tensor,
+    _aten.select.int,
+    _aten.expand.default,
+    _aten.split.Tensor,
+    _aten.split_with_sizes.default,
+    _aten.unbind.int,
+    _aten.detach.default,
+    _aten.alias.default,
+    _aten.diagonal.default,
+    _aten.unfold.default,
+    _aten.movedim.int,
+    _aten.lift_fresh.default,
+    _aten.chunk.default,
+    _aten.numpy_T.default,
+    _aten.mT.default,
+    _aten.view_as.default,
+    _aten.expand_as.default,
+}
+"""Operations whose result looks at the storage of their first argument."""
+
+_RESHAPES = {
+    _aten.view.default,
+    _aten._unsafe_view.default,
+    _aten.reshape.default,
+    _aten._reshape_alias.default,
+    _aten.view_as.default,
+    _aten.unsqueeze.default,
+    _aten.squeeze.default,
+    _aten.squeeze.dim,
+    _aten.squeeze.dims,
+}
+_EXPANDS = {_aten.expand.default, _aten.expand_as.default}
+_COPIES = {
+    _aten.clone.default,
+    _aten.contiguous.default,
+    _aten._to_copy.default,
+    _aten.to.dtype,
+    _aten.positive.default,
+}
+_MOVES = {  # new tensors made of components of one; the argument that names dimensions
+    _aten.flip.default: 1,
+    _aten.roll.default: 2,
+    _aten.tril.default: None,
+    _aten.triu.default: None,
+}
+
+
+@dataclass
+class Storage:
+    """Components behind tensors: a value per sample, or a constant."""
+
+    base: int
+    level: int  # 0 shared, 1 constant of a sample, 2 dynamic
+    value: Value | None = None
+
+
+@dataclass
+class View:
+    """A tensor of one sample: ``index``, of the tensor's shape, into the storage."""
+
+    storage: Storage
+    index: Map
+
+
+@dataclass
+class Lowered:
+    """A program and where its leaves come from.
+
+    Attributes:
+        program: the program.
+        shared, sample: numbers of the graph's tensors that are its leaves.
+        prologue: the calls that compute them from the graph's inputs and externals.
+        inputs: numbers of controls and externals that the prologue or the leaves need.
+    """
+
+    program: Program
+    builder: Builder
+    shared: list[int]
+    sample: list[int]
+    prologue: list[Call]
+
+
+class _Lowering:
+    def __init__(self, graph: Graph, dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.graph, self.dtype, self.device = graph, dtype, device
+        self.b = Builder()
+        self.views: dict[int, View] = {}
+        self.levels: dict[int, int] = {}
+        self.leaves: dict[str, list[int]] = {SHARED: [], SAMPLE: []}
+        self.prologue: list[tuple[Call, list[int]]] = []  # and the storages that it writes into
+        self._input(graph.time, 2, self.b.make(TIME, (), 1))
+        self._input(graph.state, 2, self.b.make(STATE, (), dim))
+        for number in graph.controls:
+            self._input(number, 1, None)
+        for number in (*graph.externals, *graph.literals):
+            self._input(number, 0 if graph.metas[number].batch_dim is None else 1, None)
+
+    def _input(self, number: int, level: int, value: Value | None) -> None:
+        shape = self.graph.metas[number].shape
+        storage = Storage(number, level, value)
+        self.views[number] = View(storage, np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape))
+
+    # -- reading and writing tensors
+
+    def level(self, number: int) -> int:
+        return self.views[number].storage.level
+
+    def content(self, storage: Storage) -> Value:
+        """The storage's components; a constant becomes a leaf when it is first read."""
+        if storage.value is None:
+            number, meta = storage.base, self.graph.metas[storage.base]
+            literal = self.graph.literals.get(number)
+            if literal is not None and literal.numel() == 1:
+                storage.value = self.b.const(float(literal))
+            elif meta.problem is not None:
+                storage.value = self.b.unsupported(meta.problem)
+            elif meta.batch_dim is not None and meta.shape[meta.batch_dim] != 1:
+                storage.value = self.b.unsupported("controls whose samples are merged with another dimension")
+            elif meta.dtype not in (self.dtype, torch.bool):
+                storage.value = self.b.unsupported(
+                    f"a tensor of {meta.dtype}, where the state has {self.dtype}", int(np.prod(meta.shape))
+                )
+            else:
+                kind = SHARED if meta.batch_dim is None else SAMPLE
+                if number not in self.leaves[kind]:
+                    self.leaves[kind].append(number)
+                size = int(np.prod(meta.shape))
+                storage.value = self.b.make(kind, (), size, (self.leaves[kind].index(number),))
+        return storage.value
+
+    def read(self, number: int) -> Value:
+        view = self.views[number]
+        content = self.content(view.storage)
+        if content.op == "unsupported":
+            return self.b.unsupported(content.data[0], view.index.size)
+        if content.op == "const":
+            return content
+        return self.b.gather(content, view.index)
+
+    def set(self, number: int, value: Value, meta: Meta) -> None:
+        """A new tensor."""
+        size = int(np.prod(meta.shape))
+        if value.op == "unsupported":
+            size = value.size
+        elif value.size == 1 and size != 1:
+            value = self.b.gather(value, np.zeros(size, dtype=np.int64))
+        elif value.size != size:
+            value = self.b.unsupported(f"a value of {value.size} components where {size} are expected")
+        index = np.arange(int(np.prod(meta.shape)), dtype=np.int64).reshape(meta.shape)
+        self.views[number] = View(Storage(number, 2, value), index)
+
+    def write(self, number: int, value: Value) -> None:
+        """Overwrites an existing tensor, and with it whatever looks at the same storage."""
+        view = self.views[number]
+        storage = view.storage
+        if storage.level < 2 and storage.base in (*self.graph.externals, *self.graph.controls):
+            self.fail("the field writes into a tensor that it was given or that it owns")
+        content = self.content(storage)
+        if "unsupported" in (content.op, value.op):
+            storage.value = content if content.op == "unsupported" else value
+            return
+        size = self.storage_size(storage)
+        if value.size == 1 and view.index.size != 1:
+            value = self.b.gather(value, np.zeros(view.index.size, dtype=np.int64))
+        if content.size == 1 and size != 1:
+            content = self.b.gather(content, np.zeros(size, dtype=np.int64))
+        flat = view.index.reshape(-1)
+        storage.level = 2
+        if len(flat) == size and np.array_equal(np.sort(flat), np.arange(size)):
+            storage.value = self.b.gather(value, np.argsort(flat))
+            return
+        picks = np.arange(size)
+        picks[flat] = size + np.arange(len(flat))
+        storage.value = self.b.gather(self.b.cat([content, value]), picks)
+
+    def storage_size(self, storage: Storage) -> int:
+        return int(np.prod(self.graph.metas[storage.base].shape))
+
+    def fail(self, reason: str) -> None:
+        raise NotAProgram(reason, self.b.where)
+
+    # -- the calls
+
+    def run(self) -> Value:
+        for call in self.graph.calls:
+            self.b.where = call.where
+            self.call(call)
+        self.b.where = None
+        return self.read(self.graph.output)
+
+    def call(self, call: Call) -> None:
+        func = call.func
+        tensors = [leaf.index for leaf in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Ref)]
+        if func in FILLS or func in EMPTY:
+            self.fill(call)
+            return
+        level = max((self.level(n) for n in tensors), default=0)
+        in_place = [n for n in call.outputs if n in self.views]
+        if func in VIEWS:
+            if level < 2:
+                self.prologue.append((call, []))
+            self.view(call)
+            return
+        if level < 2:
+            if in_place and self.views[in_place[0]].storage.base in (*self.graph.externals, *self.graph.controls):
+                self.fail("the field writes into a tensor that it was given or that it owns")
+            self.prologue.append((call, [self.views[n].storage.base for n in in_place]))
+            for number in call.outputs:
+                if number not in self.views:
+                    meta = self.graph.metas[number]
+                    shape = meta.shape
+                    index = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
+                    if level == 0 and meta.batch_dim is not None:
+                        level = 1
+                    self.views[number] = View(Storage(number, level), index)
+                else:
+                    storage = self.views[number].storage
+                    storage.level, storage.value = max(level, storage.level), None
+            return
+        for number in call.outputs:
+            problem = self.graph.metas[number].problem
+            if problem is None and self.graph.metas[number].dtype not in (self.dtype, torch.bool):
+                problem = f"{func} makes a tensor of {self.graph.metas[number].dtype} of a state of {self.dtype}"
+            if problem is not None:
+                self.set(number, self.b.unsupported(f"{problem}, by {func}"), Meta((), None, self.dtype))
+        if any(self.graph.metas[n].problem is not None for n in call.outputs):
+            return
+        value = self.dynamic(call)
+        if not call.grad and value.op != "unsupported":
+            value = self.b.make("stop", (value,), value.size)
+        output = call.outputs[0]
+        if output in in_place:
+            self.write(output, value)
+        else:
+            self.set(output, value, self.graph.metas[output])
+        for number in call.outputs[1:]:
+            self.set(number, self.b.unsupported(f"the second result of {func}"), Meta((), None, self.dtype))
+
+    def fill(self, call: Call) -> None:
+        (number,) = call.outputs
+        meta = self.graph.metas[number]
+        if meta.problem is not None:
+            self.set(number, self.b.unsupported(meta.problem), Meta((), None, self.dtype))
+            return
+        if meta.dtype not in (self.dtype, torch.bool, torch.int64) and meta.shape:
+            self.set(number, self.b.unsupported(f"a tensor of {meta.dtype}"), meta)
+            return
+        # What empty memory holds is overwritten before it is read, or the field is in error.
+        number_in_it = 0.0 if call.func in EMPTY else FILLS[call.func](call.args)
+        shape = [Batch(n) if d == meta.batch_dim else n for d, n in enumerate(meta.shape)]
+        made = Call(
+            _aten.full.default,
+            (shape, number_in_it),
+            {"dtype": meta.dtype, "device": self.device},
+            call.outputs,
+            call.grad,
+            call.where,
+        )  # not the call itself: it may look at the shape of something dynamic
+        self.prologue.append((made, []))
+        size = int(np.prod(meta.shape))
+        value = self.b.gather(self.b.const(number_in_it), np.zeros(size, dtype=np.int64))
+        index = np.arange(size, dtype=np.int64).reshape(meta.shape)
+        self.views[number] = View(Storage(number, 0, value), index)
+
+    def view(self, call: Call) -> None:
+        source = self.views[call.args[0].index]
+        source_meta = self.graph.metas[call.args[0].index]
+        metas = [self.graph.metas[n] for n in call.outputs]
+        if any(m.problem is not None for m in (*metas, source_meta)):
+            for number in call.outputs:
+                reason = self.graph.metas[number].problem or source_meta.problem or ""
+                self.set(number, self.b.unsupported(reason), Meta((), None, self.dtype))
+            return
+        for number, meta, index in zip(call.outputs, metas, self.moved(call, source, metas), strict=True):
+            lost = source_meta.batch_dim is not None and meta.batch_dim is None
+            crossed = call.func in _RESHAPES and not _same_prefix(source_meta, meta)
+            if (lost or crossed) and source.storage.level < 2:
+                whole = np.arange(int(np.prod(meta.shape)), dtype=np.int64).reshape(meta.shape)
+                self.views[number] = View(Storage(number, source.storage.level), whole)  # left to the prologue
+                continue
+            if lost or crossed:
+                reason = "picks out a sample" if lost else "mixes samples"
+                self.set(number, self.b.unsupported(f"{call.func} {reason}"), Meta(meta.shape, None, self.dtype))
+                continue
+            storage = source.storage
+            if number in self.graph.stopped and storage.level == 2:
+                stop = self.b.make("stop", (self.content(storage),), self.content(storage).size)
+                storage = Storage(storage.base, 2, stop)
+            self.views[number] = View(storage, index)
+
+    def moved(self, call: Call, source: View, metas: Sequence[Meta]) -> list[Map]:
+        """The view's indices: those of its source, moved as the operation moves components."""
+        func = call.func
+        if func in _RESHAPES:
+            return [source.index.reshape(metas[0].shape)]
+        if func in _EXPANDS:
+            return [np.broadcast_to(source.index, metas[0].shape)]
+        args = pytree.tree_map(lambda a: a.times if isinstance(a, Batch) else a, call.args[1:])
+        kwargs = pytree.tree_map(lambda a: a.times if isinstance(a, Batch) else a, call.kwargs)
+        out = func(torch.from_numpy(np.ascontiguousarray(source.index)), *args, **kwargs)
+        return [leaf.numpy() for leaf in pytree.tree_leaves(out)]
+
+    def dynamic(self, call: Call) -> Value:
+        """The value of a call that depends on time or state."""
+        func = call.func
+        meta = self.graph.metas[call.outputs[0]]
+        name = func.overloadpacket.__name__
+        in_place = name.endswith("_") and not name.endswith("__")
+        if in_place and func not in POINTWISE and func is not _aten.copy_.default:
+            plain = getattr(_aten, name[:-1], None)
+            overload = getattr(plain, func._overloadname, None) if plain is not None else None
+            func = overload if overload is not None else func
+        if func is _aten.copy_.default:
+            return self.aligned(call.args[1], meta)
+        if func in POINTWISE:
+            if func in TRUTH_ONLY and meta.dtype != torch.bool:
+                return self.b.unsupported(f"{func} of numbers")
+            args = [self.aligned(a, meta) for a in call.args]
+            kwargs = {key: self.aligned(a, meta) for key, a in call.kwargs.items() if key != "dtype"}
+            return POINTWISE[func](self.b, *args, **kwargs)
+        rule = RULES.get(func)
+        if rule is not None:
+            return rule(self, call, meta)
+        return self.b.unsupported(f"{func} is not among the operations that a program can have")
+
+    def aligned(self, argument: Any, meta: Meta) -> Any:
+        """An argument of a pointwise operation, brought to the shape of its result; of size 1 left as it is."""
+        if isinstance(argument, bool):
+            return float(argument)
+        if not isinstance(argument, Ref):
+            return argument
+        own = self.graph.metas[argument.index]
+        value = self.read(argument.index)
+        if value.op == "unsupported":
+            return self.b.unsupported(value.data[0])
+        if own.batch_dim is not None and meta.batch_dim is not None:
+            if own.batch_dim + len(meta.shape) - len(own.shape) != meta.batch_dim:
+                return self.b.unsupported("combines the batch dimension of one tensor with another dimension")
+        elif own.batch_dim is not None:
+            return self.b.unsupported("loses the batch dimension")
+        elif meta.batch_dim is not None:
+            at = meta.batch_dim - (len(meta.shape) - len(own.shape))
+            if at >= 0 and own.shape[at] != 1:
+                return self.b.unsupported("combines the samples with a dimension that is not the batch")
+        if value.size == 1:
+            return value
+        index = np.arange(value.size).reshape(own.shape)
+        return self.b.gather(value, np.broadcast_to(index, meta.shape))
+
+
+def _same_prefix(source: Meta, target: Meta) -> bool:
+    """Whether a reshape leaves the batch dimension the same number of components in front of it."""
+    if source.batch_dim is None or target.batch_dim is None:
+        return source.batch_dim == target.batch_dim
+    before = [int(np.prod(meta.shape[: meta.batch_dim])) for meta in (source, target)]
+    return before[0] == before[1]
+
+
+def _dims(argument: Any, rank: int) -> list[int]:
+    if argument is None or argument == []:
+        return list(range(rank))
+    dims = [argument] if isinstance(argument, int) else list(argument)
+    return [d % rank if rank else 0 for d in dims]
+
+
+def _reduce(kind: str) -> Callable[[_Lowering, Call, Meta], Value]:
+    def lower(low: _Lowering, call: Call, meta: Meta) -> Value:
+        own = low.graph.metas[call.args[0].index]
+        x = low.read(call.args[0].index)
+        if x.op == "unsupported":
+            return x
+        if low.graph.metas[call.args[0].index].dtype == torch.bool:
+            return low.b.unsupported(f"{call.func} of truth values")
+        given = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
+        dims = _dims(given, len(own.shape))
+        if own.batch_dim in dims:
+            return low.b.unsupported(f"{call.func} over the samples")
+        if not own.shape:
+            return x
+        kept = [d for d in range(len(own.shape)) if d not in dims]
+        index = np.arange(x.size).reshape(own.shape).transpose([*kept, *dims])
+        reduced = int(np.prod([own.shape[d] for d in dims]))
+        moved = low.b.gather(x, index)
+        outer = x.size // reduced if reduced else 0
+        if kind == "amax":
+            return low.b.amax(moved, outer, reduced, 1)
+        total = low.b.sum(moved, outer, reduced, 1)
+        return low.b.pointwise("div", total, float(reduced)) if kind == "mean" else total
+
+    return lower
+
+
+def _product(low: _Lowering, a: Ref, b: Ref, meta: Meta) -> Value:
+    """(..., M, K) times (..., K, N) with at most one leading dimension."""
+    ma, mb = low.graph.metas[a.index], low.graph.metas[b.index]
+    xa, xb = low.read(a.index), low.read(b.index)
+    for x in (xa, xb):
+        if x.op == "unsupported":
+            return low.b.unsupported(x.data[0])
+    rank = len(ma.shape)
+    if ma.batch_dim == rank - 1 or mb.batch_dim == rank - 2:
+        return low.b.unsupported("a sum over the samples, by a matrix product")
+    m, k, n = ma.shape[-2], ma.shape[-1], mb.shape[-1]
+    if rank == 2:
+        return low.b.matmul(xa, xb, m, k, n)
+    count = max(ma.shape[0], mb.shape[0])
+    if ma.shape[0] != mb.shape[0]:
+        return low.b.unsupported("a batched product of a tensor with the samples in another dimension")
+    if (ma.batch_dim == 0) != (mb.batch_dim == 0) and not {ma.batch_dim, mb.batch_dim} & {1, 2} and count != 1:
+        return low.b.unsupported("a batched product over another dimension than the batch")
+    if count > _MAX_PRODUCTS:
+        return low.b.unsupported(f"{count} matrix products for each sample")
+    pieces = []
+    for g in range(count):
+        left = low.b.gather(xa, np.arange(g * m * k, (g + 1) * m * k))
+        right = low.b.gather(xb, np.arange(g * k * n, (g + 1) * k * n))
+        pieces.append(low.b.matmul(left, right, m, k, n))
+    return low.b.cat(pieces)
+
+
+def _mm(low: _Lowering, call: Call, meta: Meta) -> Value:
+    return _product(low, call.args[0], call.args[1], meta)
+
+
+def _addmm(low: _Lowering, call: Call, meta: Meta) -> Value:
+    bias, a, b = call.args[:3]
+    beta, alpha = float(call.kwargs.get("beta", 1)), float(call.kwargs.get("alpha", 1))
+    product = _product(low, a, b, meta)
+    if alpha != 1.0:
+        product = low.b.pointwise("mul", product, alpha)
+    added = low.aligned(bias, meta)
+    if beta != 1.0:
+        added = low.b.pointwise("mul", added, beta)
+    return low.b.pointwise("add", product, added)
+
+
+def _mv(low: _Lowering, call: Call, meta: Meta) -> Value:
+    a, x = call.args[:2]
+    ma, mx = low.graph.metas[a.index], low.graph.metas[x.index]
+    if ma.batch_dim == 1 or mx.batch_dim is not None:
+        return low.b.unsupported("a sum over the samples, by a matrix product")
+    left, right = low.read(a.index), low.read(x.index)
+    for value in (left, right):
+        if value.op == "unsupported":
+            return low.b.unsupported(value.data[0])
+    return low.b.matmul(left, right, ma.shape[0], ma.shape[1], 1)
+
+
+def _cat(low: _Lowering, call: Call, meta: Meta) -> Value:
+    refs = call.args[0]
+    metas = [low.graph.metas[ref.index] for ref in refs]
+    values = [low.read(ref.index) for ref in refs]
+    for value in values:
+        if value.op == "unsupported":
+            return low.b.unsupported(value.data[0])
+    stacked = call.func is _aten.stack.default
+    given = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
+    dim = int(given) % len(meta.shape)
+    offsets = np.cumsum([0] + [int(np.prod(m.shape)) for m in metas])
+    if dim == meta.batch_dim:
+        return low.b.unsupported(f"{call.func} along the batch")
+    tables, pieces = [], []
+    for value, m, start in zip(values, metas, offsets, strict=False):
+        if m.shape == (0,) and len(meta.shape) > 1:
+            continue
+        shape = list(m.shape)
+        table = np.arange(int(np.prod(m.shape))).reshape(shape) + start
+        tables.append(np.expand_dims(table, dim) if stacked else table)
+        size = int(np.prod(m.shape))
+        pieces.append(low.b.gather(value, np.zeros(size, dtype=np.int64)) if value.size == 1 and size != 1 else value)
+        batch = m.batch_dim
+        if stacked and batch is not None and batch >= dim:
+            batch += 1
+        if batch != meta.batch_dim and low.level(refs[0].index) >= 0 and batch is not None:
+            return low.b.unsupported(f"{call.func} along the batch")
+        if batch is None and meta.batch_dim is not None and table.shape and not _is_one(m, meta, dim, stacked):
+            return low.b.unsupported(f"{call.func} of samples with something that is not per sample")
+    order = np.concatenate(tables, axis=dim)
+    return low.b.gather(low.b.cat(pieces), order)
+
+
+def _is_one(meta: Meta, target: Meta, dim: int, stacked: bool) -> bool:
+    at = target.batch_dim if target.batch_dim is not None else 0
+    if stacked and at > dim:
+        at -= 1
+    return meta.shape[at] == 1
+
+
+def _copy(low: _Lowering, call: Call, meta: Meta) -> Value:
+    return low.read(call.args[0].index)
+
+
+def _move(low: _Lowering, call: Call, meta: Meta) -> Value:
+    source = low.graph.metas[call.args[0].index]
+    which = _MOVES[call.func]
+    if which is None:
+        touched = list(range(len(source.shape)))[-2:]
+    else:
+        given = call.args[which] if len(call.args) > which else call.kwargs.get("dims", [])
+        touched = _dims(given, len(source.shape))
+    if source.batch_dim in touched:
+        return low.b.unsupported(f"{call.func} along the batch")
+    x = low.read(call.args[0].index)
+    if x.op == "unsupported":
+        return x
+    index = torch.arange(1, x.size + 1).reshape(source.shape)
+    moved = call.func(index, *call.args[1:], **call.kwargs)
+    return low.b.gather(x, moved.numpy() - 1)
+
+
+def _scattered(low: _Lowering, call: Call, meta: Meta) -> Value:
+    """select_backward and slice_backward: a gradient in the place of what was taken, zeros around it."""
+    g = low.read(call.args[0].index)
+    if g.op == "unsupported":
+        return g
+    spots = np.arange(int(np.prod(meta.shape))).reshape(meta.shape)
+    rest = [a.times if isinstance(a, Batch) else a for a in call.args[2:]]
+    dim = int(rest[0]) % len(meta.shape)
+    own = low.graph.metas[call.args[0].index]
+    if dim == meta.batch_dim and own.shape != meta.shape:
+        return low.b.unsupported(f"{call.func} along the batch")
+    if call.func is _aten.select_backward.default:
+        taken = np.take(spots, int(rest[1]), axis=dim)
+    else:
+        start, end, step = rest[1], rest[2], rest[3]
+        taken = torch.ops.aten.slice.Tensor(torch.from_numpy(spots), dim, start, end, step).numpy()
+    if g.size == 1 and taken.size != 1:
+        g = low.b.gather(g, np.zeros(taken.size, dtype=np.int64))
+    return low.b.scatter(g, taken, int(np.prod(meta.shape)))
+
+
+def _softmax(log: bool) -> Callable[[_Lowering, Call, Meta], Value]:
+    def lower(low: _Lowering, call: Call, meta: Meta) -> Value:
+        x = low.read(call.args[0].index)
+        if x.op == "unsupported":
+            return x
+        dim = int(call.args[1]) % len(meta.shape)
+        if dim == meta.batch_dim:
+            return low.b.unsupported(f"{call.func} over the samples")
+        outer, reduced = int(np.prod(meta.shape[:dim])), meta.shape[dim]
+        inner = int(np.prod(meta.shape[dim + 1 :]))
+        spread = np.broadcast_to(np.arange(outer * inner).reshape(outer, 1, inner), (outer, reduced, inner))
+        top = low.b.amax(x, outer, reduced, inner)
+        top = low.b.make("stop", (top,), top.size)  # the shift cancels in the gradient
+        shifted = low.b.pointwise("sub", x, low.b.gather(top, spread))
+        powers = low.b.pointwise("exp", shifted)
+        total = low.b.sum(powers, outer, reduced, inner)
+        if log:
+            return low.b.pointwise("sub", shifted, low.b.gather(low.b.pointwise("log", total), spread))
+        return low.b.pointwise("div", powers, low.b.gather(total, spread))
+
+    return lower
+
+
+def _index(low: _Lowering, call: Call, meta: Meta) -> Value:
+    """x[..., constant integers, ...]."""
+    x, picks = call.args[0], call.args[1]
+    own = low.graph.metas[x.index]
+    positions: list[Any] = []
+    for d, pick in enumerate(picks):
+        if pick is None:
+            positions.append(slice(None))
+            continue
+        literal = low.graph.literals.get(low.views[pick.index].storage.base)
+        if literal is None or literal.dtype != torch.int64 or d == own.batch_dim:
+            return low.b.unsupported("indexing by a tensor that is no list of numbers in the code")
+        positions.append(literal)
+    if own.batch_dim is not None and meta.batch_dim is None:
+        return low.b.unsupported("picks out samples")
+    value = low.read(x.index)
+    if value.op == "unsupported":
+        return value
+    table = torch.arange(int(np.prod(own.shape))).reshape(own.shape)
+    return low.b.gather(value, table[tuple(positions)].numpy())
+
+
+def _layer_norm(low: _Lowering, call: Call, meta: Meta) -> Value:
+    x, shape, weight, bias, eps = call.args[:5]
+    inner = int(np.prod(shape))
+    own = low.graph.metas[x.index]
+    if own.batch_dim is not None and own.batch_dim >= len(own.shape) - len(shape):
+        return low.b.unsupported(f"{call.func} over the samples")
+    value = low.read(x.index)
+    outer = value.size // inner
+    spread = np.repeat(np.arange(outer), inner)
+    mean = low.b.pointwise("div", low.b.sum(value, outer, inner, 1), float(inner))
+    centred = low.b.pointwise("sub", value, low.b.gather(mean, spread))
+    variance = low.b.pointwise("div", low.b.sum(low.b.pointwise("square", centred), outer, inner, 1), float(inner))
+    scale = low.b.pointwise("rsqrt", low.b.pointwise("add", variance, float(eps)))
+    out = low.b.pointwise("mul", centred, low.b.gather(scale, spread))
+    if weight is not None:
+        out = low.b.pointwise("mul", out, low.aligned(weight, meta))
+    return out if bias is None else low.b.pointwise("add", out, low.aligned(bias, meta))
+
+
+def _batch_norm(low: _Lowering, call: Call, meta: Meta) -> Value:
+    x, weight, bias, mean, var, training, _, eps = call.args
+    if training or mean is None:
+        return low.b.unsupported("batch normalisation in training mode mixes samples")
+    channels = low.graph.metas[mean.index].shape[0]
+    inner = int(np.prod(meta.shape[2:]))
+
+    def spread(ref: Ref) -> Value:
+        return low.b.gather(low.read(ref.index), np.repeat(np.arange(channels), inner))
+
+    scale = low.b.pointwise("rsqrt", low.b.pointwise("add", spread(var), float(eps)))
+    out = low.b.pointwise("mul", low.b.pointwise("sub", low.read(x.index), spread(mean)), scale)
+    if weight is not None:
+        out = low.b.pointwise("mul", out, spread(weight))
+    return out if bias is None else low.b.pointwise("add", out, spread(bias))
+
+
+def _norm(low: _Lowering, call: Call, meta: Meta) -> Value:
+    args = [*call.args, *[2, None][len(call.args) - 1 :]]
+    if float(args[1]) != 2.0:
+        return low.b.unsupported(f"{call.func} of order {args[1]}")
+    inner = Call(call.func, (args[0], args[2]), {}, call.outputs, call.grad, call.where)
+    squares = low.read(args[0].index)
+    if squares.op == "unsupported":
+        return squares
+    low.set(-1, low.b.pointwise("square", squares), low.graph.metas[args[0].index])
+    low.graph.metas[-1] = low.graph.metas[args[0].index]
+    inner.args = (Ref(-1), args[2])
+    total = _reduce("sum")(low, inner, meta)
+    zero = low.b.pointwise("eq", total, 0.0)  # where torch takes 0 for the derivative
+    root = low.b.pointwise("sqrt", low.b.pointwise("where", zero, 1.0, total))
+    return low.b.pointwise("where", zero, 0.0, root)
+
+
+RULES: dict[Any, Callable[[_Lowering, Call, Meta], Value]] = {
+    _aten.native_layer_norm.default: _layer_norm,
+    _aten.native_batch_norm.default: _batch_norm,
+    _aten.linalg_vector_norm.default: _norm,
+    _aten.fill_.Scalar: lambda low, call, meta: low.b.const(float(call.args[1])),
+    _aten.zero_.default: lambda low, call, meta: low.b.const(0.0),
+    _aten.mm.default: _mm,
+    _aten.bmm.default: _mm,
+    _aten.addmm.default: _addmm,
+    _aten.baddbmm.default: _addmm,
+    _aten.mv.default: _mv,
+    _aten.cat.default: _cat,
+    _aten.stack.default: _cat,
+    _aten.sum.dim_IntList: _reduce("sum"),
+    _aten.sum.default: _reduce("sum"),
+    _aten.mean.dim: _reduce("mean"),
+    _aten.mean.default: _reduce("mean"),
+    _aten.amax.default: _reduce("amax"),
+    _aten._softmax.default: _softmax(False),
+    _aten._log_softmax.default: _softmax(True),
+    _aten.select_backward.default: _scattered,
+    _aten.slice_backward.default: _scattered,
+    _aten.index.Tensor: _index,
+    **dict.fromkeys(_COPIES, _copy),
+    **dict.fromkeys(_MOVES, _move),
+}
+
+KNOWN = {*POINTWISE, *FILLS, *EMPTY, *VIEWS, *RULES, _aten.copy_.default}
+"""Operations that lowering understands; others are first tried by torch's decompositions."""
+
+
+def lower(graph: Graph, dim: int, dtype: torch.dtype, device: torch.device, name_of: Callable[[int], str]) -> Lowered:
+    """The program of a graph.
+
+    Args:
+        graph: the recorded operations.
+        dim: number of components of the state.
+        dtype: of the state.
+        device: of the state.
+        name_of: names of controls and externals, by number, for printing.
+
+    Raises:
+        NotAProgram: the result depends on something that no program can compute.
+    """
+    lowering = _Lowering(graph, dim, dtype, device)
+    output = lowering.run()
+    for value in in_order([output]):
+        if value.op == "unsupported":
+            raise NotAProgram(value.data[0], value.data[1] if len(value.data) > 1 else None)
+    if output.size == 1 and dim != 1:
+        output = lowering.b.gather(output, np.zeros(dim, dtype=np.int64))
+    shared, sample = lowering.leaves[SHARED], lowering.leaves[SAMPLE]
+    leaves = {
+        kind: tuple(Leaf(name_of(n), _leaf_shape(graph.metas[n])) for n in numbers)
+        for kind, numbers in ((SHARED, shared), (SAMPLE, sample))
+    }
+    program = Program(dim, output, leaves[SHARED], leaves[SAMPLE])
+    needed = _needed(lowering.prologue, {*shared, *sample})
+    return Lowered(program, lowering.b, list(shared), list(sample), needed)
+
+
+def _leaf_shape(meta: Meta) -> tuple[int, ...]:
+    return tuple(n for d, n in enumerate(meta.shape) if d != meta.batch_dim or n != 1)
+
+
+def _needed(calls: list[tuple[Call, list[int]]], wanted: set[int]) -> list[Call]:
+    """The calls that the wanted tensors depend on, in their order; each with the storages that it writes into."""
+    kept: list[Call] = []
+    wanted = set(wanted)
+    for call, written in reversed(calls):
+        if wanted.intersection((*call.outputs, *written)):
+            kept.append(call)
+            wanted.update(leaf.index for leaf in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Ref))
+    return kept[::-1]
+
+
+def run_prologue(calls: Sequence[Call], known: dict[int, Tensor], batch: int) -> dict[int, Tensor]:
+    """Executes the prologue on whole tensors; adds its results to ``known``, tensors by number."""
+
+    def actual(leaf: Any) -> Any:
+        if isinstance(leaf, Ref):
+            return known[leaf.index]
+        return leaf.times * batch if isinstance(leaf, Batch) else leaf
+
+    for call in calls:
+        args, kwargs = pytree.tree_map(actual, (call.args, call.kwargs))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and call.grad):
+            out = call.func(*args, **kwargs)
+        tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+        known.update(zip(call.outputs, tensors, strict=True))
+    return known
+
+
+def fold_prologue(calls: Sequence[Call], literals: dict[int, Tensor]) -> list[Call]:
+    """Executes now what depends on numbers in the code alone, into ``literals``; returns the other calls."""
+    rest: list[Call] = []
+    for call in calls:
+        leaves = pytree.tree_leaves((call.args, call.kwargs))
+        refs = {leaf.index for leaf in leaves if isinstance(leaf, Ref)}
+        later = {number for other in calls for number in other.outputs if other is not call and _writes(other)}
+        fixed = refs <= literals.keys() and not any(isinstance(leaf, Batch) for leaf in leaves)
+        if not fixed or _writes(call) or later & (refs | set(call.outputs)):
+            rest.append(call)
+        else:
+            with torch.no_grad():
+                run_prologue([call], literals, 1)
+    return rest
+
+
+def _writes(call: Call) -> bool:
+    return bool(call.func._schema.is_mutable)

@@ -1,0 +1,236 @@
+"""What single torch operations mean for one sample: pointwise operations, reductions and products.
+
+Views and everything else that only moves data are in ``lower``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fastode.program.ir import Builder, Value
+
+_aten = torch.ops.aten
+
+Pointwise = Callable[..., Value]
+"""Builder, then the operation's arguments with tensors as values, to the result."""
+
+
+def _same(name: str) -> Pointwise:
+    return lambda b, *args: b.pointwise(name, *args)
+
+
+def _scaled(name: str) -> Pointwise:
+    """A + alpha * b and the like."""
+
+    def build(b: Builder, x: Any, y: Any, alpha: float = 1) -> Value:
+        return b.pointwise(name, x, b.pointwise("mul", y, float(alpha)) if alpha != 1 else y)
+
+    return build
+
+
+def _rsub(b: Builder, x: Any, y: Any, alpha: float = 1) -> Value:
+    return b.pointwise("sub", y, b.pointwise("mul", x, float(alpha)) if alpha != 1 else x)
+
+
+def _div(b: Builder, x: Any, y: Any, rounding_mode: str | None = None) -> Value:
+    quotient = b.pointwise("div", x, y)
+    return (
+        quotient if rounding_mode is None else b.pointwise("floor" if rounding_mode == "floor" else "trunc", quotient)
+    )
+
+
+def _clamp(b: Builder, x: Value, low: Any = None, high: Any = None) -> Value:
+    if low is not None:
+        x = _limit(b, x, low, "lt")
+    return x if high is None else _limit(b, x, high, "gt")
+
+
+def _limit(b: Builder, x: Value, bound: Any, beyond: str) -> Value:
+    """At the bound itself the gradient goes to x, as torch's clamp has it."""
+    return b.pointwise("where", b.pointwise(beyond, x, bound), bound, x)
+
+
+def _gelu(b: Builder, x: Value, approximate: str = "none") -> Value:
+    if approximate == "tanh":
+        inner = b.pointwise("add", x, b.pointwise("mul", b.pointwise("pow", x, 3.0), 0.044715))
+        gate = b.pointwise("tanh", b.pointwise("mul", inner, math.sqrt(2 / math.pi)))
+    else:
+        gate = b.pointwise("erf", b.pointwise("mul", x, math.sqrt(0.5)))
+    return b.pointwise("mul", b.pointwise("mul", x, 0.5), b.pointwise("add", gate, 1.0))
+
+
+def _softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+    scaled = b.pointwise("mul", x, float(beta))
+    over = b.pointwise("gt", scaled, float(threshold))
+    # The argument is replaced where the result is not used, so that no infinity meets the zero cotangent there.
+    safe = b.pointwise("where", over, 0.0, scaled)
+    soft = b.pointwise("div", b.pointwise("log1p", b.pointwise("exp", safe)), float(beta))
+    return b.pointwise("where", over, x, soft)
+
+
+def _log_sigmoid(b: Builder, x: Value) -> Value:
+    low = b.pointwise("minimum", x, 0.0)
+    rest = b.pointwise("log1p", b.pointwise("exp", b.pointwise("neg", b.pointwise("abs", x))))
+    return b.pointwise("sub", low, rest)
+
+
+def _elu(b: Builder, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
+    positive = b.pointwise("gt", x, 0.0)
+    low = b.pointwise("where", positive, 0.0, x)  # exp(x) of the other branch must not overflow
+    bent = b.pointwise("mul", b.pointwise("expm1", b.pointwise("mul", low, float(input_scale))), float(alpha * scale))
+    return b.pointwise("where", positive, b.pointwise("mul", x, float(scale)), bent)
+
+
+def _leaky_relu(b: Builder, x: Value, slope: float = 0.01) -> Value:
+    return b.pointwise("where", b.pointwise("gt", x, 0.0), x, b.pointwise("mul", x, float(slope)))
+
+
+def _threshold(b: Builder, x: Value, threshold: float, value: float) -> Value:
+    return b.pointwise("where", b.pointwise("gt", x, float(threshold)), x, float(value))
+
+
+def _hardtanh(b: Builder, x: Value, low: float = -1, high: float = 1) -> Value:
+    # Zero gradient at the bounds themselves, unlike clamp.
+    x = b.pointwise("where", b.pointwise("le", x, float(low)), float(low), x)
+    return b.pointwise("where", b.pointwise("ge", x, float(high)), float(high), x)
+
+
+def _gate(b: Builder, x: Value) -> Value:
+    """relu6(x + 3) / 6."""
+    return b.pointwise("div", _hardtanh(b, b.pointwise("add", x, 3.0), 0, 6), 6.0)
+
+
+def _mish(b: Builder, x: Value) -> Value:
+    return b.pointwise("mul", x, b.pointwise("tanh", _softplus(b, x)))
+
+
+def _lerp(b: Builder, x: Value, y: Value, weight: Any) -> Value:
+    return b.pointwise("add", x, b.pointwise("mul", weight, b.pointwise("sub", y, x)))
+
+
+def _addcmul(b: Builder, x: Value, y: Value, z: Value, value: float = 1) -> Value:
+    return b.pointwise("add", x, b.pointwise("mul", b.pointwise("mul", y, z), float(value)))
+
+
+def _addcdiv(b: Builder, x: Value, y: Value, z: Value, value: float = 1) -> Value:
+    return b.pointwise("add", x, b.pointwise("mul", b.pointwise("div", y, z), float(value)))
+
+
+def _exp2(b: Builder, x: Value) -> Value:
+    return b.pointwise("exp", b.pointwise("mul", x, math.log(2.0)))
+
+
+def _log_over(divisor: float) -> Pointwise:
+    return lambda b, x: b.pointwise("mul", b.pointwise("log", x), 1 / divisor)
+
+
+def _xor(b: Builder, x: Value, y: Value) -> Value:
+    return b.pointwise("ne", x, y)
+
+
+POINTWISE: dict[Any, Pointwise] = {}
+
+
+def _register(packets: dict[str, Pointwise]) -> None:
+    for name, build in packets.items():
+        packet = getattr(_aten, name)
+        for overload in packet.overloads():
+            if "out" not in overload.split("_"):
+                POINTWISE[getattr(packet, overload)] = build
+
+
+_SAME = (
+    *(
+        "neg",
+        "abs",
+        "sign",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "square",
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "sin",
+        "cos",
+        "tan",
+    ),
+    *("sinh", "cosh", "tanh", "asin", "acos", "atan", "sigmoid", "relu", "erf", "floor", "ceil", "trunc", "mul", "pow"),
+    *("minimum", "maximum", "atan2", "fmod", "remainder", "eq", "ne", "lt", "le", "gt", "ge", "logical_and"),
+    *("logical_or", "logical_not", "where"),
+)
+_register({name: _same(name) for name in _SAME})
+_register(
+    {
+        "add": _scaled("add"),
+        "sub": _scaled("sub"),
+        "rsub": _rsub,
+        "div": _div,
+        "true_divide": _div,
+        "clamp": _clamp,
+        "clamp_min": _clamp,
+        "clamp_max": lambda b, x, high: _clamp(b, x, None, high),
+        "gelu": _gelu,
+        "silu": lambda b, x: b.pointwise("mul", x, b.pointwise("sigmoid", x)),
+        "softplus": _softplus,
+        "log_sigmoid_forward": _log_sigmoid,
+        "elu": _elu,
+        "leaky_relu": _leaky_relu,
+        "threshold": _threshold,
+        "hardtanh": _hardtanh,
+        "hardsigmoid": _gate,
+        "hardswish": lambda b, x: b.pointwise("mul", x, _gate(b, x)),
+        "mish": _mish,
+        "lerp": _lerp,
+        "addcmul": _addcmul,
+        "addcdiv": _addcdiv,
+        "exp2": _exp2,
+        "log2": _log_over(math.log(2.0)),
+        "log10": _log_over(math.log(10.0)),
+        "special_expit": _same("sigmoid"),
+        "tanh_backward": _same("tanh_back"),
+        "sigmoid_backward": _same("sigmoid_back"),
+        "threshold_backward": lambda b, g, x, threshold: b.pointwise(
+            "where", b.pointwise("gt", x, float(threshold)), g, 0.0
+        ),
+        "bitwise_and": _same("logical_and"),
+        "bitwise_or": _same("logical_or"),
+        "bitwise_not": _same("logical_not"),
+        "bitwise_xor": _xor,
+        "logical_xor": _xor,
+    }
+)
+TRUTH_ONLY = {
+    getattr(packet, overload)
+    for packet in (_aten.bitwise_and, _aten.bitwise_or, _aten.bitwise_not, _aten.bitwise_xor, _aten.logical_xor)
+    for overload in packet.overloads()
+}
+"""Operations whose rule holds for truth values only."""
+
+FILLS: dict[Any, Callable[[tuple[Any, ...]], float]] = {
+    _aten.zeros_like.default: lambda args: 0.0,
+    _aten.ones_like.default: lambda args: 1.0,
+    _aten.full_like.default: lambda args: float(args[1]),
+    _aten.new_zeros.default: lambda args: 0.0,
+    _aten.new_ones.default: lambda args: 1.0,
+    _aten.new_full.default: lambda args: float(args[2]),
+    _aten.zeros.default: lambda args: 0.0,
+    _aten.ones.default: lambda args: 1.0,
+    _aten.full.default: lambda args: float(args[1]),
+    _aten.scalar_tensor.default: lambda args: float(args[0]),
+}
+"""Operations that fill a tensor with one number, which look at no tensor's values."""
+
+EMPTY = {
+    _aten.empty.memory_format,
+    _aten.empty_like.default,
+    _aten.new_empty.default,
+    _aten.empty_strided.default,
+    _aten.new_empty_strided.default,
+}
+"""Operations that leave a tensor's content undefined."""
