@@ -1,1 +1,1 @@
-"""Benchmarks: one registry of workloads, one runner per library, one comparison."""
+"""Benchmarks: one registry of workloads, one adapter per library, one report. See docs/benchmarks.md."""

@@ -1,0 +1,83 @@
+"""What the numbers were measured on: names, versions, and the two rates that floors are computed from."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+import fastode
+from bench.libraries.base import version_of
+from fastode._environment import _C
+from fastode.info import cpu_model
+
+PACKAGES = ("torchdiffeq", "torchode", "diffrax", "jax", "scipy")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and with what, and how fast.
+
+    Attributes:
+        names: processor, threads and versions in one line.
+        flops: additions and multiplications in a second of torch's matrix product.
+        copied: bytes read plus bytes written in a second of a copy far larger than the caches.
+    """
+
+    names: str
+    flops: float
+    copied: float
+
+    def line(self) -> str:
+        """Everything in one line."""
+        return f"{self.names}, gemm {self.flops / 1e9:.0f} GFLOP/s, copy {self.copied / 1e9:.1f} GB/s"
+
+
+def sync(device: torch.device) -> None:
+    """Waits until torch's queue on a GPU is empty."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(device: torch.device, dtype: torch.dtype) -> Machine:
+    """Measures this machine; about a second."""
+    packages = [f"{name} {version}" for name in PACKAGES if (version := version_of(name))]
+    where = cpu_model()
+    if device.type == "cuda":
+        where = f"{torch.cuda.get_device_name(device)}, {where}"
+    names = ", ".join(
+        [
+            where,
+            f"{torch.get_num_threads()} threads",
+            _C.get_isa(),
+            f"python {platform.python_version()}",
+            f"torch {torch.__version__}",
+            f"fastode {fastode.__version__}",
+            *packages,
+        ]
+    )
+    n = 1024 if device.type == "cpu" else 8192
+    a, b = torch.rand(2, n, n, device=device, dtype=dtype)
+    product = torch.empty_like(a)
+    flops = 2 * n**3 / _best(lambda: torch.mm(a, b, out=product), device)
+    size = 2**27 if device.type == "cpu" else 2**31
+    source = torch.zeros(size // 4, device=device)
+    target = torch.zeros_like(source)
+    copied = 2 * size / _best(lambda: target.copy_(source), device)
+    return Machine(names, flops, copied)
+
+
+def _best(action: Callable[[], object], device: torch.device, seconds: float = 0.4) -> float:
+    """Shortest time of one call, over as many as fit in some seconds after a first one."""
+    action()
+    sync(device)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        action()
+        sync(device)
+        best = min(best, time.perf_counter() - start)
+    return best
