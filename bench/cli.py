@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,8 @@ from bench.memory import limited
 
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6)
 QUICK_TRAIN_STEPS = 10
+BUSY = 0.7
+"""Load average at the start above which there is a warning."""
 
 
 class Names(click.ParamType):
@@ -40,7 +43,9 @@ class Names(click.ParamType):
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110})
 @click.option("--case", "cases", multiple=True, type=Names(list(CASES)), help="Only these cases  [default: all].")
-@click.option("--mode", "modes", multiple=True, type=Names(list(MODES)), help="forward, gradient, train  [default: all].")
+@click.option(
+    "--mode", "modes", multiple=True, type=Names(list(MODES)), help="forward, gradient, train  [default: all]."
+)
 @click.option("--library", "libraries", multiple=True, type=Names(list(LIBRARIES)), help="Only these  [default: all].")
 @click.option("--rounds", type=click.IntRange(1), default=7, help="Timed rounds; the median counts.")
 @click.option("--budget", type=float, default=60.0, help="Seconds of timing for one library and case.")
@@ -48,6 +53,7 @@ class Names(click.ParamType):
 @click.option("--quick", is_flag=True, help=f"Two rounds of {', '.join(QUICK)}; training cut short; no diagrams.")
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory.")
 @click.option("--precision/--no-precision", default=True, help="Also several tolerances, for work-precision diagrams.")
+@click.option("--threads", type=click.IntRange(1), help="As many threads and processor cores for every library.")
 @click.option("--device", default="cpu", help="cpu or cuda.")
 @click.option("--double", is_flag=True, help="float64.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("bench-results"), help="Folder.")
@@ -63,6 +69,7 @@ def main(
     quick: bool,
     memory: bool,
     precision: bool,
+    threads: int | None,
     device: str,
     double: bool,
     out: Path,
@@ -89,6 +96,8 @@ def main(
             raise click.ClickException(f"no {path}")
         line, rows = report.read(path)
     else:
+        if threads is not None:
+            _use_threads(threads)
         where = _device(device)
         settings = Settings(rounds, budget, limit, memory=memory, device=where)
         if double:
@@ -115,6 +124,11 @@ def run(
     """Measures, writes the CSV as it goes, and returns the machine line."""
     here = machine.measure(settings.device, settings.dtype)
     click.echo(here.line())
+    if here.load > BUSY:
+        click.echo(
+            f"warning: the machine is busy (load {here.load:.1f}). Threads that wait for each other then cost many"
+        )
+        click.echo("times their work: these are no numbers to keep.")
     with limited(), report.Report(path, here.line()) as book:
         for name in cases:
             case = CASES[name]
@@ -129,6 +143,13 @@ def run(
                     for rtol in TOLERANCES:
                         book.add(compare(case.with_tolerance(rtol), mode, names, few, here, kind="precision"))
     return here.line()
+
+
+def _use_threads(n: int) -> None:
+    """Limits torch's threads and, on Linux, the cores of the process: jax makes a thread for each core that it sees."""
+    torch.set_num_threads(n)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:n])
 
 
 def _device(name: str) -> torch.device:

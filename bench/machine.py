@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -23,17 +24,20 @@ class Machine:
 
     Attributes:
         names: processor, threads and versions in one line.
+        load: processes that wanted to run in the last minute before the start (Unix's load average).
         flops: additions and multiplications in a second of torch's matrix product.
         copied: bytes read plus bytes written in a second of a copy far larger than the caches.
     """
 
     names: str
+    load: float
     flops: float
     copied: float
 
     def line(self) -> str:
         """Everything in one line."""
-        return f"{self.names}, gemm {self.flops / 1e9:.0f} GFLOP/s, copy {self.copied / 1e9:.1f} GB/s"
+        rates = f"gemm {self.flops / 1e9:.0f} GFLOP/s, copy {self.copied / 1e9:.1f} GB/s"
+        return f"{self.names}, load {self.load:.1f}, {rates}"
 
 
 def sync(device: torch.device) -> None:
@@ -59,6 +63,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Machine:
             *packages,
         ]
     )
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     n = 1024 if device.type == "cpu" else 8192
     a, b = torch.rand(2, n, n, device=device, dtype=dtype)
     product = torch.empty_like(a)
@@ -67,7 +72,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Machine:
     source = torch.zeros(size // 4, device=device)
     target = torch.zeros_like(source)
     copied = 2 * size / _best(lambda: target.copy_(source), device)
-    return Machine(names, flops, copied)
+    return Machine(names, load, flops, copied)
 
 
 def _best(action: Callable[[], object], device: torch.device, seconds: float = 0.4) -> float:

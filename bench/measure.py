@@ -64,7 +64,7 @@ class Contestant:
     error: float | None = None
     loss: float | None = None
     peak: int | None = None
-    work: Work = Work()
+    work: Work = field(default_factory=Work)
     seconds: list[float] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
 
@@ -241,9 +241,7 @@ def _rows(entrants: list[Contestant], problem: Problem, mode: str, machine: Mach
             first_ms=_digits(1e3 * entrant.first),
         )
         if floor is not None:
-            row.update(
-                floor_ms=_digits(1e3 * floor[0]), floor_bound=floor[1], times_floor=_digits(median / floor[0])
-            )
+            row.update(floor_ms=_digits(1e3 * floor[0]), floor_bound=floor[1], times_floor=_digits(median / floor[0]))
     return rows
 
 

@@ -135,6 +135,11 @@ def _precision(rows: list[Row], plt: Any) -> Any:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(6, len(handles)),
+        frameon=False,
+        fontsize=9,
     )
     return figure

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bench.libraries import PEERS
 from bench.measure import Row
 
 COLUMNS = [
@@ -74,7 +75,7 @@ def describe(row: Row) -> str:
 def table(rows: list[Row]) -> str:
     """Case by case: fastode's time, error and multiple of the floor, and how many times longer each peer took."""
     rows = [row for row in rows if row["kind"] == "compare"]
-    names = list(dict.fromkeys(row["library"] for row in rows if not row["library"].startswith("fastode")))
+    names = [library.name for library in PEERS if any(row["library"] == library.name for row in rows)]
     head = ["case", "mode", "fastode", "ms", "error", "x floor", *names]
     lines = []
     for case, mode in dict.fromkeys((row["case"], row["mode"]) for row in rows):
@@ -94,7 +95,9 @@ def table(rows: list[Row]) -> str:
         )
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     texts = [
-        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in [head, *lines]
     ]
     return "\n".join(text.rstrip() for text in texts)

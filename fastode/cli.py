@@ -34,6 +34,33 @@ def info() -> None:
     click.echo(report())
 
 
+@main.command(
+    add_help_option=False,  # the options are those of bench/cli.py, and so is the help
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Compare fastode with other ODE libraries; needs a checkout of the repository."""
+    from importlib import import_module
+
+    root = _checkout()
+    if root is None:
+        raise click.ClickException(
+            "the benchmarks are not part of the installed package: run this inside a checkout of fastode's repository, "
+            "after  pip install -e '.[bench]'"
+        )
+    sys.path.insert(0, str(root))
+    import_module("bench.cli").main(list(arguments), prog_name="fastode bench")
+
+
+def _checkout() -> Path | None:
+    """The folder of the checkout that this fastode comes from, or that the command runs in."""
+    for root in (Path(__file__).parents[1], Path.cwd(), *Path.cwd().parents):
+        if (root / "bench" / "cases" / "case.py").is_file() and (root / "fastode" / "cli.py").is_file():
+            return root
+    return None
+
+
 def _require(*names: str) -> None:
     from fastode.train.extra import require_train
 

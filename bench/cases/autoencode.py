@@ -36,7 +36,7 @@ class ModelProblem(Problem):
         def with_library(y0: Tensor, controls: Tensor, t: Any = None) -> SimpleNamespace:
             return SimpleNamespace(ys=solve(self, y0.contiguous(), controls), stats=None)
 
-        model.solve = with_library  # type: ignore[method-assign,assignment]
+        model.solve = with_library  # type: ignore[method-assign]
         try:
             logits: Tensor = model.outputs(self.y0).logits
         finally:

@@ -131,7 +131,7 @@ class Problem:
             controls = tree_map(leaf, controls)
         wanted = [*leaves(y0), *self.controls_wanted(controls), *self.weights().values()]
         loss = sum(part.square().sum() for part in leaves(solve(self, y0, controls)))
-        return list(torch.autograd.grad(loss, wanted))  # type: ignore[arg-type]
+        return list(torch.autograd.grad(loss, wanted))
 
     def controls_wanted(self, controls: Any) -> list[Tensor]:
         """The controls that a gradient is wanted for."""

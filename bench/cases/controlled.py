@@ -42,7 +42,7 @@ CONTROLLED = [
 
 
 class ClosedLoop(nn.Module):
-    """x' = tanh(Theta x), Theta' = tanh(M x + c) - Theta: each sample's weights follow its state; M and c are shared."""
+    """x' = tanh(Theta x), Theta' = tanh(M x + c) - Theta: a sample's weights follow its state; M, c are shared."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

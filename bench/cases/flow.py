@@ -28,7 +28,7 @@ class Flow(nn.Module):
     def forward(self, t: Tensor, y: tuple[Tensor, Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            z = y[0] if y[0].requires_grad else y[0].detach().requires_grad_()
+            z = y[0] if graph and y[0].requires_grad else y[0].detach().requires_grad_()
             dz = self.net(t, z)
             (pulled,) = torch.autograd.grad(dz, z, noise, create_graph=graph, retain_graph=True)
         return dz if graph else dz.detach(), -(pulled * noise).sum(1, keepdim=True)

@@ -70,7 +70,7 @@ class SpiralField(nn.Module):
         _fill(self, [100, 100, 100, 100])
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.first(y**3)))  # type: ignore[no-any-return]
+        return self.last(torch.tanh(self.first(y**3)))
 
 
 def _jax_spiral(t: Any, y: Any, controls: Any, weights: Any) -> Any:
@@ -81,7 +81,7 @@ def _jax_spiral(t: Any, y: Any, controls: Any, weights: Any) -> Any:
 
 
 def _true_spiral(y0: Tensor, t: Tensor, substeps: int = 20) -> Tensor:
-    """y' = A y^3 by the classical Runge-Kutta method in float64: (T, B, 2)."""
+    """(T, B, 2) states of y' = A y^3, by the classical Runge-Kutta method in float64."""
     matrix = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
     field = lambda y: (y**3) @ matrix  # noqa: E731
     ys = [y0.double()]

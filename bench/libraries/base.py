@@ -56,7 +56,11 @@ class Library(Protocol):
 
     name: str
     package: str
-    modes: tuple[str, ...]
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that it has."""
+        ...
 
     def prepare(self, problem: Problem, mode: str) -> Run:
         """Everything that need not be repeated: conversions, compilation. Raises where it cannot be."""
@@ -85,7 +89,7 @@ class TorchLibrary:
         require(self.package)
         solve = self.solver(problem, mode)
         action = getattr(problem, mode)
-        return Run(lambda: action(solve), lambda values: list(values), lambda: self.work(problem, mode, solve))
+        return Run(lambda: action(solve), list, lambda: self.work(problem, mode, solve))
 
 
 def require(package: str) -> None:

@@ -85,9 +85,7 @@ class Diffrax:
             first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
             second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, grads)
             rate, scale = problem.learning_rate / (1 - 0.9**step), 1 / (1 - 0.999**step)
-            weights = jax.tree.map(
-                lambda w, m, v: w - rate * m / (jnp.sqrt(v * scale) + 1e-8), weights, first, second
-            )
+            weights = jax.tree.map(lambda w, m, v: w - rate * m / (jnp.sqrt(v * scale) + 1e-8), weights, first, second)
             return (weights, first, second), value, steps, fine
 
         zeros = jax.tree.map(jnp.zeros_like, weights)

@@ -39,8 +39,8 @@ class Scipy:
         def field(t: float, y: Any) -> Any:
             state = spec.unflatten(torch.from_numpy(y).reshape(batch, width))
             time = torch.tensor(t, dtype=torch.float64)
-            value = problem.field(time, state) if problem.controls is None else problem.field(
-                time, state, problem.controls
+            value = (
+                problem.field(time, state) if problem.controls is None else problem.field(time, state, problem.controls)
             )
             return spec.flatten(value, "the field's value", batch).flatten().numpy()
 

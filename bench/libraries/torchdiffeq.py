@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from bench.cases import GRADIENT, MODES, TRAIN, Problem
 from bench.cases.case import Solve
 from bench.libraries.base import TorchLibrary, Work
@@ -35,7 +37,9 @@ class Torchdiffeq(TorchLibrary):
             return field(t, y) if controls is None else field(t, y, controls)
 
         if self.adjoint:
-            tensors = [*([] if controls is None else leaves(controls)), *problem.weights().values()]
+            # The field's own weights: those of a model around it reach the solve through the controls already.
+            weights = field.parameters() if isinstance(field, nn.Module) else []
+            tensors = [*([] if controls is None else leaves(controls)), *weights]
             params = tuple(tensor for tensor in tensors if tensor.requires_grad)
             ys = odeint_adjoint(
                 func, y0, problem.t, rtol=case.rtol, atol=case.atol, method="dopri5", adjoint_params=params
