@@ -3,6 +3,7 @@
 from fastode import fields, models
 from fastode._environment import get_num_threads, set_num_threads
 from fastode._version import __version__
+from fastode.captured import CapturedField, Explanation, capture, explain
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController, PIController, PIDController
 from fastode.solution import DenseOutput, Solution, Stats
@@ -12,8 +13,10 @@ from fastode.tableaus import TABLEAUS, Tableau
 
 __all__ = [
     "TABLEAUS",
+    "CapturedField",
     "Checkpoint",
     "DenseOutput",
+    "Explanation",
     "IController",
     "PIController",
     "PIDController",
@@ -23,6 +26,8 @@ __all__ = [
     "Status",
     "Tableau",
     "__version__",
+    "capture",
+    "explain",
     "fields",
     "get_num_threads",
     "models",

@@ -52,7 +52,9 @@ class _AdjointSolve(torch.autograd.Function):
         lam = torch.where(ctx.solved[:, None], grad_ys, 0.0)
         a, totals = _solve_backward(plan, controls, vjp, ys, lam, ctx.solved)
         times_ys = ys if ctx.needs_input_grad[5] else None
-        grad_y0, grad_times = boundary_gradients(plan, controls, k1, times_ys, lam, a, ctx.solved)
+        grad_y0, grad_times = boundary_gradients(
+            plan, lambda t, y: plan.field(t, y, controls), k1, times_ys, lam, a, ctx.solved
+        )
         sums = iter(totals)
         return None, None, None, None, grad_y0, grad_times, *[next(sums) if flag else None for flag in needed]
 

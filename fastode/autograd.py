@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,20 +96,28 @@ class _CheckpointSolve(torch.autograd.Function):
         external_wanted = [t for t, flag in zip(externals, needed[ctx.n_controls :], strict=True) if flag]
         vjp = FieldVjp(plan.field, controls_needed, external_wanted)
         grads = ctx.backend.backward(plan, ctx.record, controls, vjp, lam, grad_coefs)
-        grad_y0, grad_times = boundary_gradients(plan, controls, k1, ys, lam, grads.y0, ctx.solved)
+        grad_y0, grad_times = boundary_gradients(
+            plan, lambda t, y: plan.field(t, y, controls), k1, ys, lam, grads.y0, ctx.solved
+        )
         wanted = iter([*grads.controls, *grads.externals])
         grad_tensors = [next(wanted) if flag else None for flag in needed]
         return None, None, None, None, None, grad_y0, grad_times, *grad_tensors
 
 
 def boundary_gradients(
-    plan: Plan, controls: Sequence[Tensor], k1: Tensor, ys: Tensor | None, lam: Tensor, a0: Tensor, solved: Tensor
+    plan: Plan,
+    field: Callable[[Tensor, Tensor], Tensor],
+    k1: Tensor,
+    ys: Tensor | None,
+    lam: Tensor,
+    a0: Tensor,
+    solved: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients by the initial state, (B, D), and, where ys is given, by the output times, (T, B) float64.
 
     Args:
         plan: the solve.
-        controls: leaves (B, ...).
+        field: dy/dt (B, D) at times (B,) float64 and states (B, D).
         k1: (B, D), the field at the start.
         ys: (T, B, D), the outputs; None if no gradient by the times is wanted.
         lam: (T, B, D), gradients of the outputs, zero for failed samples.
@@ -128,7 +136,7 @@ def boundary_gradients(
         return torch.where(defined, products.double().sum(1), 0.0)
 
     later = zip(lam[1:], plan.times[1:], ys[1:], strict=True)
-    grad_times = [-inner(a0, k1)] + [inner(a, plan.field(t, y, controls)) for a, t, y in later]
+    grad_times = [-inner(a0, k1)] + [inner(a, field(t, y)) for a, t, y in later]
     return a0 + lam[0], torch.stack(grad_times)
 
 

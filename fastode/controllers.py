@@ -88,6 +88,24 @@ class PIDController:
         p, i, d = self.pcoeff, self.icoeff, self.dcoeff
         return (p + i + d) * error_exponent, -(p + 2 * d) * error_exponent, d * error_exponent
 
+    def constants(self, error_exponent: float) -> dict[str, float]:
+        """Everything that kernels need, the values of ``csrc/core/step_control.h``; fixed steps use the last two."""
+        b1, b2, b3 = self.exponents(error_exponent)
+        return {
+            "exponent": error_exponent,
+            "b1": b1,
+            "b2": b2,
+            "b3": b3,
+            "safety": self.safety,
+            "min_factor": self.min_factor,
+            "max_factor": self.max_factor,
+            "min_step": self.min_step,
+            "max_step": self.max_step,
+            "ratio_floor": RATIO_FLOOR,
+            "last_stretch": LAST_STEP_STRETCH,
+            "min_ulps": MIN_STEP_ULPS,
+        }
+
     def factor(
         self, error_exponent: float, ratio: Tensor, previous: Tensor, before: Tensor, accepted: Tensor
     ) -> Tensor:

@@ -16,6 +16,7 @@ from fastode.backends.choose import choose
 from fastode.backprop import backprop_solve
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import PIDController
+from fastode.fused import program_solve
 from fastode.hostflags import differentiation_hidden, host_any, transforms_active
 from fastode.problem import make_problem
 from fastode.solution import Solution
@@ -99,10 +100,19 @@ def solve(
         ys, coefs, result = backprop_solve(plan, inputs)
     elif policy is not None:
         _forbid_transforms("checkpoint")
-        ys, coefs, result = checkpoint_solve(choose(backend, plan), plan, inputs, policy)
+        choice = choose(backend, plan, inputs)
+        if choice.fields is not None:
+            ys, coefs, result = checkpoint_solve(choice.fields, plan, inputs, policy)
+        else:
+            assert choice.programs is not None
+            assert choice.capture is not None
+            leaves = choice.capture.leaves(choice.tensors, inputs.controls, plan.batch)
+            ys, coefs, result = program_solve(choice.programs, plan, inputs, choice.capture, leaves, policy)
     else:
         _forbid_transforms("adjoint")
-        ys, coefs, result = adjoint_solve(choose(backend, plan), plan, inputs)
+        fields = choose(backend, plan, inputs, programs=False).fields
+        assert fields is not None
+        ys, coefs, result = adjoint_solve(fields, plan, inputs)
     if on_failure == "raise" and host_any(result.status != Status.SUCCESS):
         if transforms_active():
             raise RuntimeError("samples failed, and torch.func hides which; on_failure='nan' and Solution.status tell")

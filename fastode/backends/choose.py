@@ -2,35 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
 from fastode.backends.base import Backend
+from fastode.backends.cpu.backend import CpuBackend
 from fastode.backends.reference import ReferenceBackend
 from fastode.backends.stepped import SteppedBackend
-from fastode.problem import Plan
+from fastode.problem import Inputs, Plan
+from fastode.program.capture import Capture, Refusal, capture_field
 
-ORDER: tuple[Backend, ...] = (SteppedBackend(), ReferenceBackend())
-"""What ``backend="auto"`` tries, in this order."""
+PROGRAMS: tuple[CpuBackend, ...] = (CpuBackend(),)
+"""Backends that execute programs; ``backend="auto"`` tries them first, in this order."""
+FIELDS: tuple[Backend, ...] = (SteppedBackend(), ReferenceBackend())
+"""Backends that call the field itself, tried next, in this order."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend for a solve.
+
+    Attributes:
+        programs: a backend that executes programs, or None.
+        capture: the field's program for it.
+        tensors: what the field holds, for ``Capture.leaves``.
+        fields: otherwise, a backend that calls the field.
+        reasons: (backend, why it was not taken) of those that come before it.
+    """
+
+    programs: CpuBackend | None
+    capture: Capture | None
+    tensors: Sequence[Tensor]
+    fields: Backend | None
+    reasons: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+        chosen = self.programs or self.fields
+        assert chosen is not None
+        return chosen.name
 
 
 def available() -> list[tuple[str, str | None]]:
     """Name of each backend and why it cannot run on this machine, None where it can."""
-    return [(backend.name, backend.unavailable()) for backend in ORDER]
+    programs = [(backend.name, backend.unavailable()) for backend in PROGRAMS]
+    return programs + [(backend.name, backend.unavailable()) for backend in FIELDS]
 
 
-def choose(name: str, plan: Plan) -> Backend:
-    """The backend for a plan.
+def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choice:
+    """The backend for a solve.
+
+    Args:
+        name: ``"auto"`` or a backend's name.
+        plan: the solve.
+        inputs: its inputs.
+        programs: whether backends that execute programs may be taken.
 
     Raises:
         ValueError: no backend of this name.
         RuntimeError: the backend asked for cannot run here, or cannot run this plan; the message says why.
     """
-    names = [backend.name for backend in ORDER]
+    names = [who for who, _ in available()]
     if name != "auto" and name not in names:
         raise ValueError(f"backend must be 'auto' or one of {names}, got {name!r}")
-    reasons = []
-    for backend in ORDER:
+    reasons: list[tuple[str, str]] = []
+    for candidate in PROGRAMS:
+        if name not in ("auto", candidate.name):
+            continue
+        reason = candidate.unavailable() or candidate.unsupported(plan)
+        if reason is None and not programs:
+            reason = "it does not evaluate single points, which this gradient needs"
+        if reason is None:
+            found, tensors = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
+            if isinstance(found, Refusal):
+                reason = str(found)
+            else:
+                reason = candidate.slower(found) if name == "auto" else None
+                if reason is None:
+                    return Choice(candidate, found, tensors, None, tuple(reasons))
+        reasons.append((candidate.name, reason))
+    for backend in FIELDS:
         if name in ("auto", backend.name):
             reason = backend.unavailable() or backend.unsupported(plan)
             if reason is None:
-                return backend
-            reasons.append(f"{backend.name}: {reason}")
-    raise RuntimeError(f"backend {name!r} cannot run this solve: {'; '.join(reasons)}")
+                return Choice(None, None, (), backend, tuple(reasons))
+            reasons.append((backend.name, reason))
+    raise RuntimeError(f"backend {name!r} cannot run this solve: {'; '.join(f'{who}: {why}' for who, why in reasons)}")

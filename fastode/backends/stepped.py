@@ -18,7 +18,7 @@ from fastode.backends.base import Forward, Gradients
 from fastode.backends.compare import same_rows
 from fastode.backends.stepped_adjoint import SteppedAdjoint, SteppedRecord
 from fastode.checkpoint import Checkpoint
-from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS, RATIO_FLOOR, IController
+from fastode.controllers import IController
 from fastode.problem import Plan
 from fastode.solution import DenseOutput, Stats
 from fastode.status import Status
@@ -70,27 +70,6 @@ class SteppedBackend:
         return SteppedAdjoint(plan, record, controls, vjp, grad_ys, grad_coefs).run()
 
 
-def _control(plan: Plan) -> dict[str, float]:
-    """The constants of ``csrc/core/step_control.h``; fixed steps use only the last two."""
-    controller = plan.controller or IController()
-    exponent = plan.tableau.error_exponent
-    b1, b2, b3 = controller.exponents(exponent)
-    return {
-        "exponent": exponent,
-        "b1": b1,
-        "b2": b2,
-        "b3": b3,
-        "safety": controller.safety,
-        "min_factor": controller.min_factor,
-        "max_factor": controller.max_factor,
-        "min_step": controller.min_step,
-        "max_step": controller.max_step,
-        "ratio_floor": RATIO_FLOOR,
-        "last_stretch": LAST_STEP_STRETCH,
-        "min_ulps": MIN_STEP_ULPS,
-    }
-
-
 def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy: Checkpoint | None) -> Forward:
     tableau, dtype = plan.tableau, y0.dtype
     batch, width = y0.shape
@@ -120,7 +99,7 @@ def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy:
         a=tableau.a.flatten().tolist(),
         e=[] if tableau.e is None else tableau.e.tolist(),
         q=tableau.q.flatten().tolist(),
-        control=_control(plan),
+        control=(controller or IController()).constants(tableau.error_exponent),
         record=steps,
     )
     stepper.start(y0.data_ptr(), k1.data_ptr())

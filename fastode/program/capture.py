@@ -24,7 +24,7 @@ _KEPT = 256
 _FLOATS = (torch.float32, torch.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Capture:
     """A field's program, its pullback, and where the leaves come from.
 

@@ -1,0 +1,247 @@
+"""Backend ``cpu``: the solve of a field's program, and its discrete adjoint, each in one compiled call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastode._environment import _C, get_num_threads, use_num_threads
+from fastode.backends.base import Forward
+from fastode.backends.cpu.tile import field_size, pointers, rows_of, tiles_of
+from fastode.checkpoint import Checkpoint
+from fastode.controllers import IController, PIDController
+from fastode.problem import Plan
+from fastode.program.capture import Capture
+from fastode.solution import Stats
+from fastode.tableaus import Tableau
+
+_MAX_STAGES = 32
+_TOO_LARGE = 1 << 17
+"""Multiply-adds of one product with shared weights from which on torch's matrix products win (docs/benchmarks.md)."""
+
+
+@dataclass(frozen=True)
+class ProgramRecord:
+    """What the backward pass needs: the accepted steps of all samples, those of a sample one after another.
+
+    Attributes:
+        offsets: (B + 1,) int64, place of each sample's first step in ``table``.
+        table: (N, 3) float64: start, end and signed size of each step.
+        state_offsets: (B + 1,) int64, place of each sample's first state.
+        states: (M, D), the state at the start of every ``every``-th step.
+        every: spacing of the kept states.
+    """
+
+    offsets: Tensor
+    table: Tensor
+    state_offsets: Tensor
+    states: Tensor
+    every: int
+
+
+@lru_cache(maxsize=256)
+def _method(tableau: Tableau, adaptive: bool) -> Any:
+    e = tableau.e.tolist() if adaptive and tableau.e is not None else []
+    return _C.TileMethod(
+        c=tableau.c.tolist(), a=tableau.a.flatten().tolist(), b=tableau.b.tolist(), e=e, q=tableau.q.flatten().tolist()
+    )
+
+
+@lru_cache(maxsize=256)
+def _control(controller: PIDController | None, exponent: float) -> Any:
+    return _C.TileControl((controller or IController()).constants(exponent))
+
+
+class CpuBackend:
+    """Programs on the CPU, in float32 and float64."""
+
+    name = "cpu"
+
+    def unavailable(self) -> str | None:
+        """Runs wherever the extension was built."""
+        return None if hasattr(_C, "TileProgram32") else "not built yet"
+
+    def unsupported(self, plan: Plan) -> str | None:
+        """Why no program could be run for this plan, whatever the field; None if one could."""
+        state = plan.field.state
+        if state.device.type != "cpu":
+            return f"it runs on the CPU, the state is on {state.device}"
+        if state.dtype not in (torch.float32, torch.float64):
+            return f"it computes in float32 and float64, the state is {state.dtype}"
+        if plan.tableau.n_stages > _MAX_STAGES:
+            return f"at most {_MAX_STAGES} stages, {plan.tableau.name} has {plan.tableau.n_stages}"
+        if plan.dense:
+            return "dense=True keeps every step's polynomial, which it does not"
+        if plan.batch == 0 or state.width == 0:
+            return "there is nothing to solve"
+        return None
+
+    def slower(self, capture: Capture) -> str | None:
+        """Why another backend is faster for this program, or None."""
+        size = field_size(capture)
+        if size >= _TOO_LARGE:
+            return f"a product of {size} multiply-adds with shared weights is faster in torch"
+        return None
+
+    def forward(
+        self,
+        plan: Plan,
+        capture: Capture,
+        y0: Tensor,
+        shared: Sequence[Tensor],
+        sample: Sequence[Tensor],
+        policy: Checkpoint | None,
+        k1: Tensor | None,
+    ) -> Forward:
+        """Solves without gradient.
+
+        Args:
+            plan: the solve.
+            capture: the field.
+            y0: (B, D), contiguous.
+            shared: leaves (*shape), contiguous.
+            sample: leaves (B, *shape), from ``rows_of``.
+            policy: what to remember for ``backward``; None remembers nothing.
+            k1: (B, D), receives the field at the start; None if it is not wanted.
+        """
+        use_num_threads()
+        batch, (n_times, _) = plan.batch, plan.times.shape
+        adaptive = plan.step_size is None
+        ys = torch.empty(n_times, batch, y0.shape[1], dtype=y0.dtype)
+        counts = torch.empty(4, batch, dtype=torch.int64)  # status, accepted, rejected, evaluations
+        reached = torch.empty(batch, dtype=torch.float64)
+        status, accepted, rejected, evals = counts.unbind()
+        at = counts.data_ptr()
+        first = 0.0 if plan.controller is None else plan.controller.first_step or 0.0
+        program = tiles_of(capture, y0.dtype).program(batch, None)
+        record = program.solve(
+            method=_method(plan.tableau, adaptive),
+            control=_control(plan.controller, plan.tableau.error_exponent),
+            batch=batch,
+            n_times=n_times,
+            times_ptr=plan.times.data_ptr(),
+            time_row_stride=plan.times.stride(0),
+            time_sample_stride=plan.times.stride(1),
+            y0_ptr=y0.data_ptr(),
+            shared_ptrs=pointers(shared),
+            param_ptrs=pointers(sample),
+            param_strides=[leaf.stride(0) for leaf in sample],
+            rtol_ptr=plan.rtol.data_ptr(),
+            atol_ptr=plan.atol.data_ptr(),
+            step_size_ptr=0 if plan.step_size is None else plan.step_size.data_ptr(),
+            first_step=first,
+            max_steps=plan.max_steps,
+            ys_ptr=ys.data_ptr(),
+            status_ptr=at,
+            n_accepted_ptr=at + 8 * batch,
+            n_rejected_ptr=at + 16 * batch,
+            n_evals_ptr=at + 24 * batch,
+            reached_ptr=reached.data_ptr(),
+            k1_ptr=0 if k1 is None else k1.data_ptr(),
+            every=0 if policy is None else policy.every,
+            max_bytes=0 if policy is None else policy.max_bytes or 0,
+            threads=get_num_threads(),
+        )
+        kept = None
+        if policy is not None:
+            offsets = torch.empty(2, batch + 1, dtype=torch.int64)
+            table = torch.empty(record.n_steps, 3, dtype=torch.float64)
+            states = torch.empty(record.n_states, y0.shape[1], dtype=y0.dtype)
+            record.write(
+                offsets_ptr=offsets.data_ptr(),
+                table_ptr=table.data_ptr(),
+                state_offsets_ptr=offsets.data_ptr() + 8 * (batch + 1),
+                states_ptr=states.data_ptr(),
+            )
+            kept = ProgramRecord(offsets[0], table, offsets[1], states, record.every)
+        stats = Stats(accepted + rejected, accepted, rejected, evals)
+        return Forward(ys, None, status, reached, stats, kept)
+
+    def backward(
+        self,
+        plan: Plan,
+        capture: Capture,
+        record: ProgramRecord,
+        shared: Sequence[Tensor],
+        sample: Sequence[Tensor],
+        wanted: tuple[bool, ...],
+        solved: Tensor,
+        grad_ys: Tensor,
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The discrete adjoint of the recorded steps.
+
+        Args:
+            plan: as given to ``forward``.
+            capture: as given to it.
+            record: as returned by it.
+            shared: as given to it.
+            sample: as given to it.
+            wanted: for each leaf, shared ones first, whether its gradient is wanted.
+            solved: (B,) bool.
+            grad_ys: (T, B, D); entries at or before the start and of samples that are not solved are ignored.
+
+        Returns:
+            Gradients by the state at the start (B, D), from outputs after it, and by each leaf; None where not wanted.
+        """
+        use_num_threads()
+        grad_ys = grad_ys.contiguous()
+        grad_y0 = torch.empty_like(grad_ys[0])
+        leaves = (*shared, *sample)
+        grads = [
+            torch.empty(leaf.shape, dtype=leaf.dtype) if flag else None
+            for leaf, flag in zip(leaves, wanted, strict=True)
+        ]
+        at = [0 if grad is None else grad.data_ptr() for grad in grads]
+        program = tiles_of(capture, grad_ys.dtype).program(plan.batch, wanted)
+        program.solve_adjoint(
+            method=_method(plan.tableau, plan.step_size is None),
+            batch=plan.batch,
+            n_times=plan.times.shape[0],
+            times_ptr=plan.times.data_ptr(),
+            time_row_stride=plan.times.stride(0),
+            time_sample_stride=plan.times.stride(1),
+            shared_ptrs=pointers(shared),
+            param_ptrs=pointers(sample),
+            param_strides=[leaf.stride(0) for leaf in sample],
+            offsets_ptr=record.offsets.data_ptr(),
+            table_ptr=record.table.data_ptr(),
+            state_offsets_ptr=record.state_offsets.data_ptr(),
+            states_ptr=record.states.data_ptr(),
+            every=record.every,
+            solved_ptr=solved.data_ptr(),
+            grad_ys_ptr=grad_ys.data_ptr(),
+            grad_y0_ptr=grad_y0.data_ptr(),
+            grad_shared_ptrs=at[: len(shared)],
+            grad_param_ptrs=at[len(shared) :],
+            threads=get_num_threads(),
+        )
+        return grad_y0, grads
+
+    def evaluate(
+        self, capture: Capture, t: Tensor, y: Tensor, shared: Sequence[Tensor], sample: Sequence[Tensor]
+    ) -> Tensor:
+        """dy/dt (B, D) at times (B,) float64 and states (B, D)."""
+        use_num_threads()
+        t, y = t.contiguous(), y.contiguous()
+        out = torch.empty_like(y)
+        tiles_of(capture, y.dtype).program(y.shape[0], None).evaluate(
+            batch=y.shape[0],
+            t_ptr=t.data_ptr(),
+            y_ptr=y.data_ptr(),
+            shared_ptrs=pointers(shared),
+            param_ptrs=pointers(sample),
+            param_strides=[leaf.stride(0) for leaf in sample],
+            out_ptr=out.data_ptr(),
+            threads=get_num_threads(),
+        )
+        return out
+
+
+def leaves_for_kernels(shared: Sequence[Tensor], sample: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Leaves as the kernels read them: contiguous, without graph."""
+    return [leaf.detach().contiguous() for leaf in shared], [rows_of(leaf) for leaf in sample]

@@ -1,0 +1,111 @@
+"""Compiled tile programs of a captured field, made when first needed: one for each layout and wanted gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from fastode._environment import _C
+from fastode.backends.cpu.assemble import assemble, largest_sample_matrix, with_terms
+from fastode.program.capture import Capture
+from fastode.program.ir import SAMPLE, SHARED, in_order
+
+_ROWS_ABOVE = 400
+"""Entries of a per-sample matrix above which one sample at a time, its weights in the first-level cache, is faster."""
+_TILE_BYTES = 32 * 1024
+_MOST_LANES = 256
+
+
+class Tiles:
+    """The tile programs of one capture and dtype.
+
+    Attributes:
+        rows: whether samples are worked on one at a time, with SIMD across components.
+    """
+
+    def __init__(self, capture: Capture, dtype: torch.dtype) -> None:
+        self.capture = capture
+        self.kind = _C.TileProgram64 if dtype == torch.float64 else _C.TileProgram32
+        self.itemsize = dtype.itemsize
+        self.rows = largest_sample_matrix(capture.program) > _ROWS_ABOVE
+        self._arguments: dict[Any, dict[str, Any]] = {}
+        self._programs: dict[Any, Any] = {}
+
+    def program(self, batch: int, wanted: tuple[bool, ...] | None) -> Any:
+        """The program for a batch, with the gradients by the wanted leaves (shared, then per sample); None: none."""
+        # By the size of the batch alone: results must not depend on the number of threads.
+        bound = 1 if self.rows else max(16, 1 << max(0, (batch // 4 - 1).bit_length()))
+        key = (min(bound, _MOST_LANES), wanted)
+        found = self._programs.get(key)
+        if found is None:
+            arguments = self._assembled(wanted)
+            lanes = self._lanes(arguments, key[0], 12, arguments["n_tmp"])
+            back = self._lanes(arguments, key[0], 30, 7 * (arguments["n_tmp_keep"] + arguments["n_adj"]))
+            found = self._programs[key] = self.kind(lanes=lanes, backward_lanes=back, **arguments)
+        return found
+
+    def _assembled(self, wanted: tuple[bool, ...] | None) -> dict[str, Any]:
+        found = self._arguments.get(wanted)
+        if found is None:
+            back = None
+            if wanted is not None:
+                n = len(self.capture.program.shared)
+                leaves = [(SHARED, i) if i < n else (SAMPLE, i - n) for i, flag in enumerate(wanted) if flag]
+                back = with_terms(self.capture.pullback, leaves)
+            found = self._arguments[wanted] = assemble(self.capture.program, back, self.rows).arguments
+        return found
+
+    def _lanes(self, arguments: dict[str, Any], most: int, states: int, scratch: int) -> int:
+        if self.rows:
+            return 1
+        components = arguments["dim"] * states + scratch + arguments["n_param"]
+        lanes = 16
+        while lanes * 2 <= most and lanes * 2 * components * self.itemsize <= _TILE_BYTES:
+            lanes *= 2
+        return lanes
+
+
+_tiles: WeakKeyDictionary[Capture, dict[torch.dtype, Tiles]] = WeakKeyDictionary()
+
+
+def tiles_of(capture: Capture, dtype: torch.dtype) -> Tiles:
+    """The tile programs of a capture."""
+    by_dtype = _tiles.get(capture)
+    if by_dtype is None:
+        by_dtype = _tiles[capture] = {}
+    found = by_dtype.get(dtype)
+    if found is None:
+        found = by_dtype[dtype] = Tiles(capture, dtype)
+    return found
+
+
+def rows_of(leaf: Tensor) -> Tensor:
+    """A per-sample leaf (B, *shape) whose samples are each contiguous."""
+    leaf = leaf.detach()
+    if leaf.is_contiguous():
+        return leaf
+    expected = 1
+    for size, stride in zip(reversed(leaf.shape[1:]), reversed(leaf.stride()[1:]), strict=True):
+        if size != 1 and stride != expected:
+            return leaf.contiguous()
+        expected *= size
+    return leaf
+
+
+def field_size(capture: Capture) -> int:
+    """Multiply-adds of the largest product of the program with weights that all samples share."""
+    sizes = [0]
+    for value in in_order([capture.program.output]):
+        if value.op == "matmul" and any(arg.op == SHARED for arg in value.args):
+            m, k, n = value.data[:3]
+            sizes.append(m * k * n)
+    return max(sizes)
+
+
+def pointers(tensors: Sequence[Tensor]) -> list[int]:
+    """Addresses of the tensors' data."""
+    return [tensor.data_ptr() for tensor in tensors]

@@ -1,0 +1,125 @@
+"""``fastode.capture`` and ``fastode.explain``: a field's program, for those who want to see it or to be sure of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastode.backends.choose import choose
+from fastode.problem import Inputs, Plan, make_problem
+from fastode.program.capture import Refusal, capture_field
+from fastode.program.ir import Program
+
+
+class CapturedField:
+    """A field whose program has been captured; callable like the field, and accepted by ``solve``.
+
+    Made by ``fastode.capture``. The program holds for every batch size and for all values of the tensors that the field
+    reads, unless the field holds tensors per sample.
+
+    Attributes:
+        field: the user's callable.
+        program: its ``Program``; ``print`` shows it.
+    """
+
+    def __init__(self, field: Callable[..., Any], program: Program) -> None:
+        self.field = field
+        self.program = program
+
+    def __call__(self, *args: Any) -> Any:
+        """The field itself."""
+        return self.field(*args)
+
+    def __repr__(self) -> str:
+        return f"CapturedField({self.field!r})\n{self.program}"
+
+
+def _problem(field: Callable[..., Any], y0: Any, controls: Any, t: Any, **options: Any) -> tuple[Plan, Inputs]:
+    settings: dict[str, Any] = {
+        "method": "dopri5",
+        "rtol": 1e-5,
+        "atol": 1e-6,
+        "step_size": None,
+        "controller": None,
+        "max_steps": 1,
+        "dense": False,
+    }
+    unknown = options.keys() - settings.keys()
+    if unknown:
+        raise TypeError(f"unknown options {sorted(unknown)}; known are {sorted(settings)}")
+    return make_problem(field, y0, t, controls, **{**settings, **options})
+
+
+def capture(field: Callable[..., Any], y0: Any, controls: Any = None, *, t: Any = (0.0, 1.0)) -> CapturedField:
+    """Captures a field's program now, so that no later solve has to.
+
+    Args:
+        field: ``field(t, y)`` or ``field(t, y, controls)``, as for ``solve``.
+        y0: example states (B, *state), a tensor or a tree; the program holds for any B.
+        controls: example controls, where the field takes them.
+        t: times between which the program is compared with the field.
+
+    Raises:
+        RuntimeError: the field has no program; the message says which operation prevents it, and where it stands.
+        TypeError, ValueError: arguments that ``solve`` would refuse.
+    """
+    plan, inputs = _problem(field, y0, controls, t)
+    found, _ = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
+    if isinstance(found, Refusal):
+        raise RuntimeError(f"the field has no program: {found}")
+    return CapturedField(field, found.program)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What ``explain`` found; ``print`` it.
+
+    Attributes:
+        backend: name of the backend that ``solve`` takes.
+        program: the field's program, None if it has none.
+        reasons: (backend, why it is not taken) of those that ``solve`` tries before.
+    """
+
+    backend: str
+    program: Program | None
+    reasons: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        lines = [f"backend: {self.backend}"]
+        lines += [f"not {name}: {reason}" for name, reason in self.reasons]
+        if self.program is not None:
+            lines.append(str(self.program))
+        return "\n".join(lines)
+
+
+def explain(
+    field: Callable[..., Any],
+    y0: Any,
+    controls: Any = None,
+    *,
+    t: Any = (0.0, 1.0),
+    backend: str = "auto",
+    **options: Any,
+) -> Explanation:
+    """Says which backend solves a field, shows its program, or names what prevents one.
+
+    Args:
+        field: as for ``solve``.
+        y0: as for ``solve``.
+        controls: as for ``solve``.
+        t: as for ``solve``.
+        backend: as for ``solve``.
+        **options: method, rtol, atol, step_size, controller, max_steps and dense of ``solve``.
+
+    Raises:
+        TypeError, ValueError: arguments that ``solve`` would refuse.
+        RuntimeError: the backend asked for cannot run this.
+    """
+    plan, inputs = _problem(field, y0, controls, t, **options)
+    with torch.no_grad():
+        choice = choose(backend, plan, inputs)
+        found, _ = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
+    return Explanation(choice.name, None if isinstance(found, Refusal) else found.program, choice.reasons)
