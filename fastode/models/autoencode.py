@@ -12,6 +12,8 @@ from fastode.solve import solve
 STARTS = ("learned", "encoding")
 WEIGHT_GAIN = 0.5
 BIAS_GAIN = 1.0
+_BASE_SIZE = 16
+"""Size of code, state and hidden layer at which the learning rate of the defaults was chosen."""
 
 
 class AutoencODE(ImageModel):
@@ -112,16 +114,24 @@ class AutoencODE(ImageModel):
 
     @torch.no_grad()
     def _init_controls(self) -> None:
-        """Scale the rows of the code-to-controls map so that each weight block starts with the gain of its fan-in."""
+        """Initialise the code-to-controls map so that each weight block starts with the gain of its fan-in.
+
+        The sizes enter as fixed factors behind the map, relative to ``_BASE_SIZE``, and not in its weights: then a step
+        of Adam changes the field by the same part of itself for every size (Yang, Hu et al., arXiv 2203.03466).
+        """
         weight = self.to_controls.weight
-        nn.init.normal_(weight, std=self.code_size**-0.5)
+        nn.init.normal_(weight, std=_BASE_SIZE**-0.5)
         nn.init.zeros_(self.to_controls.bias)
-        blocks = self.field.unpack(weight.T)
-        blocks.weight.mul_(WEIGHT_GAIN * self.state_dim**-0.5)
-        blocks.bias.mul_(BIAS_GAIN)
-        if blocks.out_weight is not None and blocks.out_bias is not None:
-            blocks.out_weight.mul_(blocks.out_weight.shape[2] ** -0.5)
-            blocks.out_bias.mul_(BIAS_GAIN)
+        scale = torch.full_like(weight[:, 0], (_BASE_SIZE / self.code_size) ** 0.5)
+        start, factor = self.field.unpack(weight.T), self.field.unpack(scale[None])
+        start.weight.mul_(WEIGHT_GAIN * _BASE_SIZE**-0.5)
+        factor.weight.mul_((_BASE_SIZE / self.state_dim) ** 0.5)
+        start.bias.mul_(BIAS_GAIN)
+        if start.out_weight is not None and start.out_bias is not None and factor.out_weight is not None:
+            start.out_weight.mul_(_BASE_SIZE**-0.5)
+            factor.out_weight.mul_((_BASE_SIZE / start.out_weight.shape[2]) ** 0.5)
+            start.out_bias.mul_(BIAS_GAIN)
+        self.register_buffer("control_scale", scale, persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
         self.check_images(x)
@@ -131,7 +141,7 @@ class AutoencODE(ImageModel):
     def controls(self, codes: Tensor) -> Tensor:
         """Controls (n, n_controls), the weights of `field`, of ``codes`` (n, code_size)."""
         self.check_codes(codes)
-        controls: Tensor = self.to_controls(codes)
+        controls: Tensor = self.to_controls(codes) * self.control_scale
         return controls
 
     def initial_state(self, codes: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def test_the_reconstruction_is_decoder_of_solve_of_controls(hidden, state_dim):
     options = {"rtol": 1e-8, "atol": 1e-9, "horizon": 1.5}
     model = AutoencODE(**SMALL, hidden=hidden, state_dim=state_dim, **options).double().eval()
     x = images(3).double()
-    controls = model.to_controls(model.encoder(x))
+    controls = model.controls(model.encoder(x))
     d = state_dim or 3
     m = hidden or d
     w, b = controls[:, : m * d].reshape(3, m, d), controls[:, m * d : m * d + m]
