@@ -132,3 +132,130 @@ class _StepWalker:
 
 class StepWalker32(_StepWalker): ...
 class StepWalker64(_StepWalker): ...
+
+# cpu: the fused `cpu` backend, for states in float32 and float64
+def tile_ops() -> dict[str, int]: ...
+
+class TileMethod:
+    def __init__(
+        self, c: Sequence[float], a: Sequence[float], b: Sequence[float], e: Sequence[float], q: Sequence[float]
+    ) -> None: ...
+
+class TileControl:
+    def __init__(self, values: Mapping[str, float]) -> None: ...
+
+class _TileRecord:
+    def __init__(self) -> None: ...
+    @property
+    def n_steps(self) -> int: ...
+    @property
+    def n_states(self) -> int: ...
+    @property
+    def every(self) -> int: ...
+    def write(self, offsets_ptr: int, table_ptr: int, state_offsets_ptr: int, states_ptr: int) -> None: ...
+
+class TileRecord32(_TileRecord): ...
+class TileRecord64(_TileRecord): ...
+
+class _TileProgram:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        lanes: int,
+        backward_lanes: int,
+        forward: tuple[NDArray[np.int32], NDArray[np.float64]],
+        forward_keep: tuple[NDArray[np.int32], NDArray[np.float64]],
+        reverse: tuple[NDArray[np.int32], NDArray[np.float64]],
+        accumulate: tuple[NDArray[np.int32], NDArray[np.float64]],
+        maps: NDArray[np.int32],
+        n_tmp: int,
+        n_tmp_keep: int,
+        n_adj: int,
+        shared_pack: NDArray[np.int64],
+        param_pack: NDArray[np.int64],
+        shared_sizes: Sequence[int],
+        param_sizes: Sequence[int],
+        n_shared: int,
+        n_param: int,
+    ) -> None: ...
+    def evaluate(
+        self,
+        batch: int,
+        t_ptr: int,
+        y_ptr: int,
+        shared_ptrs: Sequence[int],
+        param_ptrs: Sequence[int],
+        param_strides: Sequence[int],
+        out_ptr: int,
+        threads: int,
+    ) -> None: ...
+    def vjp(
+        self,
+        batch: int,
+        t_ptr: int,
+        y_ptr: int,
+        g_ptr: int,
+        shared_ptrs: Sequence[int],
+        param_ptrs: Sequence[int],
+        param_strides: Sequence[int],
+        grad_y_ptr: int,
+        grad_shared_ptrs: Sequence[int],
+        grad_param_ptrs: Sequence[int],
+        threads: int,
+    ) -> None: ...
+    def solve(
+        self,
+        method: TileMethod,
+        control: TileControl,
+        batch: int,
+        n_times: int,
+        times_ptr: int,
+        time_row_stride: int,
+        time_sample_stride: int,
+        y0_ptr: int,
+        shared_ptrs: Sequence[int],
+        param_ptrs: Sequence[int],
+        param_strides: Sequence[int],
+        rtol_ptr: int,
+        atol_ptr: int,
+        step_size_ptr: int,
+        first_step: float,
+        max_steps: int,
+        ys_ptr: int,
+        status_ptr: int,
+        n_accepted_ptr: int,
+        n_rejected_ptr: int,
+        n_evals_ptr: int,
+        reached_ptr: int,
+        k1_ptr: int,
+        every: int,
+        max_bytes: int,
+        threads: int,
+    ) -> _TileRecord | None: ...
+    def solve_adjoint(
+        self,
+        method: TileMethod,
+        batch: int,
+        n_times: int,
+        times_ptr: int,
+        time_row_stride: int,
+        time_sample_stride: int,
+        shared_ptrs: Sequence[int],
+        param_ptrs: Sequence[int],
+        param_strides: Sequence[int],
+        offsets_ptr: int,
+        table_ptr: int,
+        state_offsets_ptr: int,
+        states_ptr: int,
+        every: int,
+        solved_ptr: int,
+        grad_ys_ptr: int,
+        grad_y0_ptr: int,
+        grad_shared_ptrs: Sequence[int],
+        grad_param_ptrs: Sequence[int],
+        threads: int,
+    ) -> None: ...
+
+class TileProgram32(_TileProgram): ...
+class TileProgram64(_TileProgram): ...

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,9 +15,12 @@ from torch.utils import _pytree as pytree
 
 from fastode.controllers import IController, PIDController
 from fastode.field import FlatField, work_dtype
-from fastode.hostflags import host_any
+from fastode.hostflags import host_any, transforms_active
 from fastode.tableaus import Tableau, get_tableau
 from fastode.tree import StateSpec, flatten_state
+
+_FEW = 128
+_DEFAULT_CONTROLLER = IController()
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Plan:
         controller: step-size control; None when the steps are fixed.
         rtol, atol: (D,) tolerances in the work dtype.
         step_size: (B,) float64, size of fixed steps; inf steps from output time to output time. None when adaptive.
-        times: (T, B) float64, output times, detached.
+        times: (T, B) float64, output times, detached; expanded from one column where they are common to all.
         max_steps: limit on attempted steps per sample.
         dense: whether the polynomial of each step is kept.
     """
@@ -82,14 +86,23 @@ def check_times(t: Any, batch: int, device: torch.device) -> Tensor:
             raise ValueError(f"t must be on the device of y0, {device}, or on the CPU; got {t.device}")
         t = t.to(device)
     times = t.double()
-    times = times if times.ndim == 2 else times[:, None].expand(-1, batch)
-    known = times.detach()
-    if host_any(~torch.isfinite(known)):
+    finite, monotone = _times_in_order(times.detach())
+    if not finite:
         raise ValueError("t must be finite, got NaN or infinity in it")
-    gaps = known[1:] - known[:-1]
-    if host_any((gaps > 0).any(0) & (gaps < 0).any(0)):
+    if not monotone:
         raise ValueError("t must be monotone, increasing or decreasing (repeated entries are allowed), got both")
-    return times
+    return times if times.ndim == 2 else times[:, None].expand(-1, batch)
+
+
+def _times_in_order(times: Tensor) -> tuple[bool, bool]:
+    """Whether all times are finite, and whether those of each sample are monotone."""
+    if times.ndim == 1 and times.shape[0] <= _FEW and times.device.type == "cpu" and not transforms_active():
+        values = times.tolist()  # for a few numbers a tenth of what tensor operations cost
+        up, down = values == sorted(values), values == sorted(values, reverse=True)
+        return all(map(math.isfinite, values)), up or down
+    gaps = times[1:] - times[:-1]
+    mixed = (gaps > 0).any(0) & (gaps < 0).any(0)
+    return not host_any(~torch.isfinite(times)), not host_any(mixed)
 
 
 def check_controls(controls: Any, batch: int, device: torch.device) -> list[Tensor]:
@@ -118,6 +131,8 @@ def check_tolerance(value: Any, name: str, spec: StateSpec) -> Tensor:
         ValueError: negative or NaN, or a shape that does not broadcast.
     """
     dtype = work_dtype(spec.dtype)
+    if type(value) is float and 0.0 <= value < math.inf:
+        return _same_tolerance(value, spec.width, dtype, spec.device)
     flat, treespec = pytree.tree_flatten(value)
     parts = flat if treespec == spec.treespec else flat * len(spec.shapes) if len(flat) == 1 else None
     if parts is None:
@@ -142,6 +157,12 @@ def check_tolerance(value: Any, name: str, spec: StateSpec) -> Tensor:
     return torch.cat(rows).contiguous()
 
 
+@lru_cache(maxsize=256)
+def _same_tolerance(value: float, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.full((width,), value, dtype=dtype, device=device)
+
+
 def check_step_size(step_size: Any, batch: int, device: torch.device) -> Tensor:
     """Fixed step sizes as (B,) float64.
 
@@ -157,6 +178,14 @@ def check_step_size(step_size: Any, batch: int, device: torch.device) -> Tensor:
     if host_any(~(torch.isfinite(tensor) & (tensor > 0))):
         raise ValueError(f"step_size must be positive and finite, got {step_size}")
     return tensor.expand(batch).clone(memory_format=torch.contiguous_format)
+
+
+def _own(times: Tensor) -> Tensor:
+    """A copy (T, B) that later changes of the given times do not reach; times common to all samples stay one column."""
+    times = times.detach()
+    if times.shape[1] > 0 and times.stride(1) == 0:
+        return times[:, 0].clone()[:, None].expand_as(times)
+    return times.clone(memory_format=torch.contiguous_format)
 
 
 def make_problem(
@@ -198,11 +227,11 @@ def make_problem(
     plan = Plan(
         field=FlatField(field, spec, None if controls is None else pytree.tree_structure(controls), autocast),
         tableau=tableau,
-        controller=(controller or IController()) if fixed is None else None,
+        controller=(controller or _DEFAULT_CONTROLLER) if fixed is None else None,
         rtol=check_tolerance(rtol, "rtol", spec),
         atol=check_tolerance(atol, "atol", spec),
         step_size=fixed,
-        times=times.detach().clone(memory_format=torch.contiguous_format),
+        times=_own(times),
         max_steps=min(max_steps, 2**62),  # kernels count in 64 bits
         dense=dense,
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+_LEAF = pytree.tree_flatten(0)[1]
 STATE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -94,6 +95,12 @@ class StateSpec:
             raise ValueError(f"{what} must be on the device of the state, {self.device}; got {part.device}")
 
 
+@lru_cache(maxsize=256)
+def _spec(treespec: Any, shapes: tuple[torch.Size, ...], dtype: torch.dtype, device: torch.device) -> StateSpec:
+    """The same object for the same layout: what it computes from it is then computed once."""
+    return StateSpec(treespec, shapes, dtype, device)
+
+
 def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
     """A batched initial state as a (B, D) matrix in its own dtype, and its layout.
 
@@ -101,7 +108,7 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
         TypeError: no tensors, or tensors that are not floating, or of several dtypes.
         ValueError: a leaf without batch dimension, differing batch sizes or devices.
     """
-    parts, treespec = pytree.tree_flatten(y0)
+    parts, treespec = ([y0], _LEAF) if isinstance(y0, Tensor) else pytree.tree_flatten(y0)
     if not parts:
         raise TypeError(f"y0 must be a tensor or a tree of tensors, got an empty {type(y0).__name__}")
     for part in parts:
@@ -121,5 +128,5 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
             raise ValueError(
                 f"all tensors of y0 must share the batch dimension, got {first.shape[0]} and {part.shape[0]}"
             )
-    spec = StateSpec(treespec, tuple(p.shape[1:] for p in parts), first.dtype, first.device)
+    spec = _spec(treespec, tuple(p.shape[1:] for p in parts), first.dtype, first.device)
     return spec.flatten(y0, "y0", first.shape[0]).resolve_neg(), spec

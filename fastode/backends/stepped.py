@@ -75,6 +75,7 @@ def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy:
     batch, width = y0.shape
     wide = dtype == torch.float64
     ys = torch.full((plan.times.shape[0], batch, width), torch.nan, dtype=dtype, device=_CPU)
+    times = plan.times.contiguous()
     steps = None
     if policy is not None or plan.dense:
         make_record = _C.StepRecord64 if wide else _C.StepRecord32
@@ -87,7 +88,7 @@ def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy:
         batch=batch,
         width=width,
         n_times=plan.times.shape[0],
-        times_ptr=plan.times.data_ptr(),
+        times_ptr=times.data_ptr(),
         step_size_ptr=0 if step_size is None else step_size.data_ptr(),
         rtol_ptr=plan.rtol.data_ptr(),
         atol_ptr=plan.atol.data_ptr(),

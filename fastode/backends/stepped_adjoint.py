@@ -78,13 +78,14 @@ class SteppedAdjoint:
         self.twins = None if self.shrinks or not bool(twins.any()) else twins
         grad_ys = grad_ys.contiguous()
         grad_coefs = None if grad_coefs is None else grad_coefs.contiguous()
-        self.kept_alive = (grad_ys, grad_coefs)
+        times = plan.times.contiguous()
+        self.kept_alive = (grad_ys, grad_coefs, times)
         self.walker = (_C.StepWalker64 if self.wide else _C.StepWalker32)(
             record=record.steps,
             width=self.width,
             n_times=plan.times.shape[0],
             degree=plan.tableau.degree,
-            times_ptr=plan.times.data_ptr(),
+            times_ptr=times.data_ptr(),
             grad_ys_ptr=grad_ys.data_ptr(),
             grad_coefs_ptr=0 if grad_coefs is None else grad_coefs.data_ptr(),
             samples=self.lanes.tolist(),
