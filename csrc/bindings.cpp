@@ -7,6 +7,7 @@ void bind_core(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);
 void bind_combine(pybind11::module_& m);
 void bind_stepper(pybind11::module_& m);
+void bind_tile(pybind11::module_& m);
 
 }  // namespace fastode
 
@@ -16,4 +17,5 @@ PYBIND11_MODULE(_C, m) {
     fastode::bind_cuda(m);
     fastode::bind_combine(m);
     fastode::bind_stepper(m);
+    fastode::bind_tile(m);
 }

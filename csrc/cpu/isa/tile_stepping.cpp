@@ -1,0 +1,103 @@
+#include "cpu/isa/vec_exp.h"
+#include "cpu/tile/kernels.h"
+
+namespace fastode::FASTODE_ISA {
+namespace {
+
+using V = F64;
+constexpr int kWidth = Simd<double>::W;
+
+FASTODE_INLINE V number(double x) { return splat<double>(x); }
+FASTODE_INLINE V pick(I64 mask, V yes, V no) { return select<double>(mask, yes, no); }
+
+// The arrays hold whole groups of 16 lanes, so a row's single lane is handled as a vector like any other.
+template <class T>
+void begin(const TileControl& c, const TileLanes& l, T* step_of, int64_t active) {
+    const V infinity = number(__builtin_inf());
+    for (int64_t i = 0; i < active; i += kWidth) {
+        const V t = load<double>(l.t + i), h = load<double>(l.h + i), direction = load<double>(l.direction + i);
+        const V target = pick(h == infinity, load<double>(l.next_output + i), load<double>(l.end + i));
+        const V room = absolute<double>(target - t);
+        const I64 last = h * (1.0 + c.last_stretch) >= room;
+        const V signed_size = direction * pick(last, room, h);
+        const V step = pick(load<double>(l.alive + i) != 0.0, signed_size, V{});
+        store<double>(l.step + i, step);
+        store<double>(l.t_next + i, pick(last, target, t + step));
+        for (int k = 0; k < kWidth; ++k) step_of[i + k] = static_cast<T>(step[k]);
+    }
+}
+
+template <class T>
+void times(const TileLanes& l, double c, T* time, int64_t active) {
+    for (int64_t i = 0; i < active; ++i) time[i] = static_cast<T>(l.t[i] + c * l.step[i]);
+}
+
+FASTODE_INLINE V floored_log(V ratio, double floor) { return log_v<double>(greater<double>(number(floor), ratio)); }
+
+// Ratio of the next step size to this one, as step_factor in core/step_control.h.
+FASTODE_INLINE V factor_of(const TileControl& c, V ratio, V previous, V before, I64 accepted) {
+    const V zero{};
+    V power = pick(accepted, number(c.b1), number(c.exponent)) * floored_log(ratio, c.ratio_floor);
+    if (c.b2 != 0.0) power = power + pick(accepted, floored_log(previous, c.ratio_floor) * c.b2, zero);
+    if (c.b3 != 0.0) power = power + pick(accepted, floored_log(before, c.ratio_floor) * c.b3, zero);
+    const V raw = exp_v<double>(-power) * c.safety;
+    const V high = pick(accepted, number(c.max_factor), number(1.0));
+    const V clamped = greater<double>(number(c.min_factor), lesser<double>(high, raw));
+    return pick(absolute<double>(ratio) < __builtin_inf(), clamped, number(c.min_factor));
+}
+
+template <class T>
+int finish(const TileControl& c, const TileLanes& l, T* taken_of, int64_t active) {
+    I64 any_event{}, any_rejection{}, any_acceptance{};
+    const V zero{}, one = number(1.0);
+    for (int64_t i = 0; i < active; i += kWidth) {
+        const V ratio = load<double>(l.ratio + i), step = load<double>(l.step + i), t = load<double>(l.t + i);
+        const V t_next = load<double>(l.t_next + i), direction = load<double>(l.direction + i);
+        const V tried = absolute<double>(step), shortest = load<double>(l.shortest + i);
+        const I64 alive = load<double>(l.alive + i) != 0.0;
+        const I64 finite = ratio == ratio;
+        V outcome = number(-1.0);
+        I64 accepted;
+        if (c.adaptive) {
+            accepted = alive & (ratio <= 1.0);
+            const V failure = pick(finite, number(2.0), number(3.0));  // Status: step_underflow, non_finite
+            outcome = pick(alive & ~accepted & (tried <= shortest), failure, outcome);
+            const V previous = load<double>(l.previous + i), before = load<double>(l.before + i);
+            const V grown = tried * factor_of(c, ratio, previous, before, accepted);
+            const V bounded = lesser<double>(number(c.max_step), greater<double>(shortest, grown));
+            store<double>(l.h + i, pick(alive, bounded, load<double>(l.h + i)));
+            store<double>(l.before + i, pick(accepted, previous, before));
+            store<double>(l.previous + i, pick(accepted, ratio, previous));
+        } else {
+            accepted = alive & finite;
+            outcome = pick(alive & ~finite, number(3.0), outcome);
+        }
+        const V n_accepted = load<double>(l.accepted + i) + pick(accepted, one, zero);
+        const V n_rejected = load<double>(l.rejected + i) + pick(alive & ~accepted, one, zero);
+        store<double>(l.accepted + i, n_accepted);
+        store<double>(l.rejected + i, n_rejected);
+        outcome = pick(accepted & (t_next == load<double>(l.end + i)), zero, outcome);
+        const I64 spent = (n_accepted + n_rejected) >= c.max_steps;
+        outcome = pick(alive & (outcome == -1.0) & spent, one, outcome);
+        const I64 output = accepted & (direction * (t_next - load<double>(l.next_output + i)) >= 0.0);
+        const I64 event = output | (alive & (outcome != -1.0));
+        store<double>(l.outcome + i, outcome);
+        store<double>(l.event + i, pick(event, one, zero));
+        store<double>(l.taken + i, pick(accepted, one, zero));
+        store<double>(l.t_old + i, t);
+        store<double>(l.t + i, pick(accepted, t_next, t));
+        for (int k = 0; k < kWidth; ++k) taken_of[i + k] = static_cast<T>(accepted[k] != 0 ? 1 : 0);
+        any_event |= event;
+        any_rejection |= alive & ~accepted;
+        any_acceptance |= accepted;
+    }
+    return (any<double>(any_event) ? tile_step_event : 0) | (any<double>(any_rejection) ? tile_step_rejection : 0) |
+           (any<double>(any_acceptance) ? tile_step_acceptance : 0);
+}
+
+}  // namespace
+
+const TileSteppingKernels tile_stepping_kernels = {{begin<float>, times<float>, finish<float>},
+                                                   {begin<double>, times<double>, finish<double>}};
+
+}  // namespace fastode::FASTODE_ISA

@@ -1,0 +1,281 @@
+#include "cpu/tile/backward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "core/interpolant.h"
+#include "cpu/tile/forward.h"
+#include "cpu/tile/stage_frames.h"
+
+namespace fastode {
+namespace {
+
+// The samples of a group, tile by tile, longest first: all lanes are at the same step number, and the lanes that took
+// a step of this number are the first few. A lane whose sample did not take it stands still with h = 0 and no gradient.
+template <class T>
+class BackwardTile {
+public:
+    BackwardTile(const TileProgram& program, const TileMethod& method, const TileAdjoint<T>& adjoint, T* shared,
+                 T* gshared, Workspace& memory)
+        : program_(program),
+          method_(method),
+          adjoint_(adjoint),
+          stage_(stage_kernels(shared)),
+          frames_(program, method.s, shared, gshared, memory),
+          dim_(program.dim),
+          lanes_(program.backward_lanes) {
+        const int64_t padded = (lanes_ + 15) / 16 * 16, tile = dim_ * lanes_;
+        p_ = memory.take<T>(tile);
+        states_ = memory.take<T>(tile * adjoint.every);
+        inner_ = memory.take<T>(tile * (method.degree + 1));
+        step_of_ = memory.take<T>(padded);
+        t_ = memory.take<double>(padded);
+        h_ = memory.take<double>(padded);
+        sample_ = memory.take<int64_t>(padded);
+        count_ = memory.take<int64_t>(padded);
+        output_ = memory.take<int64_t>(padded);
+        replay_tmp_ = adjoint.every > 1 ? memory.take<T>(program.n_tmp * lanes_) : nullptr;
+    }
+
+    // Samples in the order of falling numbers of steps, at least one each, no more than there are lanes.
+    void run(const int64_t* samples, int64_t n) {
+        const int64_t every = adjoint_.every;
+        load(samples, n);
+        for (int64_t start = (count_[0] - 1) / every * every; start >= 0; start -= every) {
+            const int64_t length = std::min(every, count_[0] - start);
+            load_states(start);
+            for (int64_t i = 1; i < length; ++i) replay(start + i - 1, i - 1);
+            for (int64_t i = length - 1; i >= 0; --i) step(start + i, states_ + i * dim_ * lanes_);
+        }
+        for (int64_t lane = 0; lane < n; ++lane) {
+            if (adjoint_.gradients.y0 != nullptr) {
+                get_lane(adjoint_.gradients.y0 + sample_[lane] * dim_, p_, lanes_, lane, dim_);
+            }
+            frames_.write_gradients(adjoint_.gradients, sample_[lane], lane);
+        }
+    }
+
+private:
+    void load(const int64_t* samples, int64_t n) {
+        const int64_t active = whole_lanes(n, lanes_);
+        for (int64_t lane = 0; lane < active; ++lane) {
+            const int64_t sample = lane < n ? samples[lane] : samples[0];
+            sample_[lane] = sample;
+            count_[lane] = lane < n ? adjoint_.offsets[sample + 1] - adjoint_.offsets[sample] : 0;
+            output_[lane] = adjoint_.n_times - 1;
+            frames_.load_param(adjoint_.leaves, sample, lane);
+        }
+        std::fill_n(p_, dim_ * lanes_, T(0));
+        frames_.clear_gradients();
+        loaded_ = active;
+    }
+
+    // Lanes that took step j, rounded up; sets the frames' and terms' number.
+    int64_t set_active(int64_t j) {
+        int64_t n = 0;
+        while (n < loaded_ && count_[n] > j) ++n;
+        const int64_t active = whole_lanes(n, lanes_);
+        frames_.set_active(active);
+        terms_.width = dim_;
+        terms_.lanes = lanes_;
+        terms_.active = active;
+        return active;
+    }
+
+    // Where a lane is that did not take step j: at the last of its own states that was kept.
+    int64_t standing(int64_t lane) const {
+        const int64_t sample = sample_[lane];
+        return (adjoint_.offsets[sample + 1] - adjoint_.offsets[sample] - 1) / adjoint_.every * adjoint_.every;
+    }
+
+    void load_states(int64_t start) {
+        const int64_t active = set_active(start);
+        for (int64_t lane = 0; lane < active; ++lane) {
+            const int64_t sample = sample_[lane];
+            const int64_t j = count_[lane] > start ? start : standing(lane);
+            const int64_t row = adjoint_.state_offsets[sample] + j / adjoint_.every;
+            put_lane(states_, lanes_, lane, adjoint_.states + row * dim_, dim_);
+        }
+    }
+
+    void set_times(int64_t j, int64_t active) {
+        for (int64_t lane = 0; lane < active; ++lane) {
+            const bool moves = count_[lane] > j;
+            const double* row = adjoint_.table + 3 * (adjoint_.offsets[sample_[lane]] + (moves ? j : standing(lane)));
+            t_[lane] = row[0];
+            h_[lane] = moves ? row[2] : 0.0;
+            step_of_[lane] = static_cast<T>(h_[lane]);
+        }
+    }
+
+    // The state after step j from the one before it, number `from` of the block, as the forward pass computed it.
+    void replay(int64_t j, int64_t from) {
+        const int64_t active = set_active(j + 1);
+        set_times(j, active);
+        T* y = states_ + from * dim_ * lanes_;
+        T* next = y + dim_ * lanes_;
+        TileFrame<T> f = frames_[0];
+        f.base[base_tmp] = replay_tmp_;
+        for (int i = 0; i < method_.s; ++i) {
+            f.base[base_in] = i == 0 ? y : next;
+            if (i > 0) stage_state(i, y, next);
+            if (i + 1 == method_.s) break;  // the last stage's state is the new one
+            f.base[base_out] = frames_[i].base[base_out];
+            stage_time(i, f.base[base_time], active);
+            run_code(program_.forward, f);
+        }
+    }
+
+    void stage_state(int i, const T* y, T* out) {
+        terms_.n = 0;
+        for (int m = 0; m < i; ++m) add_term<T>(terms_, method_.a_at(i, m), frames_[m].base[base_out]);
+        stage_.combine(terms_, out, y, step_of_);
+    }
+    void stage_time(int i, T* out, int64_t active) const {
+        const double c = method_.c[static_cast<size_t>(i)];
+        for (int64_t lane = 0; lane < active; ++lane) out[lane] = static_cast<T>(t_[lane] + c * h_[lane]);
+    }
+
+    // The adjoint of step j from state y: p before and after in place, gradients added up.
+    void step(int64_t j, T* y) {
+        const int64_t active = set_active(j);
+        const bool inside = take_outputs(j, active);
+        set_times(j, active);
+        const int s = method_.s;
+        const int used = inside || method_.b[static_cast<size_t>(s - 1)] != 0.0 ? s : s - 1;
+        for (int i = 0; i < used; ++i) {
+            TileFrame<T>& f = frames_[i];
+            if (i == 0) {
+                f.base[base_in] = y;
+            } else {
+                stage_state(i, y, f.base[base_in]);
+            }
+            stage_time(i, f.base[base_time], active);
+            run_code(program_.forward_keep, f);
+        }
+        const TileFrame<T>* pulled[kMaxStages];
+        int from[kMaxStages];
+        int n_pulled = 0;
+        for (int i = used - 1; i >= 0; --i) {
+            terms_.n = 0;
+            add_term<T>(terms_, method_.b[static_cast<size_t>(i)], p_);
+            if (inside) {
+                for (int m = 0; m < method_.degree; ++m) add_term<T>(terms_, method_.q_at(i, m), inner(m + 1));
+            }
+            for (int m = 0; m < n_pulled; ++m) {
+                add_term<T>(terms_, method_.a_at(from[m], i), pulled[m]->base[base_gin]);
+            }
+            if (terms_.n == 0) continue;
+            TileFrame<T>& f = frames_[i];
+            stage_.combine(terms_, f.base[base_gout], nullptr, step_of_);
+            run_code(program_.reverse, f);
+            pulled[n_pulled] = &f;
+            from[n_pulled++] = i;
+        }
+        run_accumulate(program_.accumulate, pulled, n_pulled);
+        terms_.n = 0;
+        for (int m = 0; m < n_pulled; ++m) add_term<T>(terms_, 1.0, pulled[m]->base[base_gin]);
+        if (inside) add_term<T>(terms_, 1.0, inner(0));
+        if (terms_.n > 0) stage_.combine(terms_, p_, p_, nullptr);
+    }
+
+    T* inner(int m) const { return inner_ + m * dim_ * lanes_; }
+
+    // Adds the gradients of outputs at the end of step j to p and collects those inside it; returns whether there are
+    // any of the latter.
+    bool take_outputs(int64_t j, int64_t active) {
+        bool inside = false;
+        for (int64_t lane = 0; lane < active; ++lane) {
+            if (count_[lane] <= j) continue;
+            const int64_t sample = sample_[lane];
+            const double* row = adjoint_.table + 3 * (adjoint_.offsets[sample] + j);
+            const double t = row[0], t_next = row[1], h = row[2], direction = h > 0.0 ? 1.0 : -1.0;
+            const int64_t last = output_[lane];
+            int64_t first = last + 1;
+            while (first > 0 && direction * (adjoint_.time(first - 1, sample) - t) > 0.0) --first;
+            output_[lane] = first - 1;
+            for (int64_t e = first; e <= last; ++e) {
+                const double at = adjoint_.time(e, sample);
+                const T* grad = adjoint_.grad_ys + (e * adjoint_.batch + sample) * dim_;
+                if (at == t_next) {
+                    for (int64_t i = 0; i < dim_; ++i) p_[i * lanes_ + lane] += grad[i];
+                    continue;
+                }
+                if (!inside) std::fill_n(inner_, (method_.degree + 1) * dim_ * lanes_, T(0));
+                inside = true;
+                double phi[kMaxStages];
+                bernstein_basis((at - t) / h, method_.degree, phi);
+                for (int m = 0; m <= method_.degree; ++m) {
+                    const T factor = m == 0 ? T(1) : static_cast<T>(phi[m - 1]);
+                    for (int64_t i = 0; i < dim_; ++i) inner(m)[i * lanes_ + lane] += factor * grad[i];
+                }
+            }
+        }
+        return inside;
+    }
+
+    const TileProgram& program_;
+    const TileMethod& method_;
+    const TileAdjoint<T>& adjoint_;
+    const TileStage<T>& stage_;
+    StageFrames<T> frames_;
+    const int64_t dim_, lanes_;
+    TileTerms<T> terms_;
+    T *p_, *states_, *inner_, *step_of_, *replay_tmp_;
+    double *t_, *h_;
+    int64_t *sample_, *count_, *output_;
+    int64_t loaded_ = 0;
+};
+
+}  // namespace
+
+template <class T>
+void tile_adjoint(const TileProgram& program, const TileMethod& method, const TileAdjoint<T>& adjoint) {
+    Workspace& memory = Workspace::of_this_thread();
+    const Workspace::Scope scope(memory);
+    const int64_t batch = adjoint.batch, lanes = program.backward_lanes, dim = program.dim;
+    T* shared = memory.take<T>(program.n_shared);
+    pack_shared(program, adjoint.leaves, shared);
+    const auto moves = [&adjoint](int64_t b) {
+        return adjoint.solved[b] != 0 && adjoint.offsets[b + 1] > adjoint.offsets[b];
+    };
+    const double ns = estimated_ns(program.forward_keep, lanes) + estimated_ns(program.reverse, lanes) +
+                      estimated_ns(program.accumulate, lanes) + 4.0 * static_cast<double>(dim);
+    const double total = batch == 0 ? 0.0 : ns * static_cast<double>(adjoint.offsets[batch] * (method.s - 1));
+    const int64_t n_groups = gradient_groups(batch, lanes);
+    const int64_t size = n_groups == 0 ? 0 : (batch + n_groups - 1) / n_groups;
+    over_groups<T>(program, n_groups, threads_for(total, adjoint.threads), adjoint.gradients.shared,
+                   [&](int64_t group, T* gshared, Workspace& own) {
+                       const int64_t begin = group * size, end = std::min(batch, begin + size);
+                       int64_t* order = own.take<int64_t>(size);
+                       int64_t n = 0;
+                       for (int64_t b = begin; b < end; ++b) {
+                           if (moves(b)) {
+                               order[n++] = b;
+                               continue;
+                           }
+                           const TileGradients<T>& out = adjoint.gradients;
+                           if (out.y0 != nullptr) std::fill_n(out.y0 + b * dim, dim, T(0));
+                           for (size_t leaf = 0; leaf < out.params.size(); ++leaf) {
+                               const int64_t elements = program.param_sizes[leaf];
+                               if (out.params[leaf] != nullptr) {
+                                   std::fill_n(out.params[leaf] + b * elements, elements, T(0));
+                               }
+                           }
+                       }
+                       const auto count = [&adjoint](int64_t b) { return adjoint.offsets[b + 1] - adjoint.offsets[b]; };
+                       std::sort(order, order + n, [&count](int64_t x, int64_t y) {
+                           return count(x) != count(y) ? count(x) > count(y) : x < y;
+                       });
+                       BackwardTile<T> tile(program, method, adjoint, shared, gshared, own);
+                       for (int64_t first = 0; first < n; first += lanes) {
+                           tile.run(order + first, std::min(lanes, n - first));
+                       }
+                   });
+}
+
+template void tile_adjoint(const TileProgram&, const TileMethod&, const TileAdjoint<float>&);
+template void tile_adjoint(const TileProgram&, const TileMethod&, const TileAdjoint<double>&);
+
+}  // namespace fastode

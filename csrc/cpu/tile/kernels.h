@@ -1,0 +1,97 @@
+// The kernels of the tile machine, compiled per instruction set. Lanes: `active` is 1 if lanes is 1, else a multiple of
+// 16. Every lane's bits depend on that lane alone. Memory may be read up to 64 bytes past a value, never written.
+#pragma once
+
+#include <cstdint>
+
+#include "core/isa.h"
+#include "cpu/tile/instruction.h"
+
+namespace fastode {
+
+// Pointwise and other instructions of the forward and reverse routines, one after another.
+struct TileRunKernels {
+    void (*f32)(const TileInstruction* code, int64_t n, const TileFrame<float>& frame);
+    void (*f64)(const TileInstruction* code, int64_t n, const TileFrame<double>& frame);
+};
+FASTODE_ISA_TABLE(TileRunKernels, tile_run_kernels)
+
+// One instruction of that kind; used by the run kernels of the same instruction set.
+FASTODE_ISA_TABLE(TileRunKernels, tile_unary_kernels)
+FASTODE_ISA_TABLE(TileRunKernels, tile_binary_kernels)
+FASTODE_ISA_TABLE(TileRunKernels, tile_matmul_kernels)
+
+// The accumulate routine over the frames of the stages that were pulled back.
+struct TileAccumulateKernels {
+    void (*f32)(const TileInstruction* code, int64_t n, const TileFrame<float>* const* frames, int64_t n_frames);
+    void (*f64)(const TileInstruction* code, int64_t n, const TileFrame<double>* const* frames, int64_t n_frames);
+};
+FASTODE_ISA_TABLE(TileAccumulateKernels, tile_accumulate_kernels)
+
+constexpr int kMaxStages = 32;
+constexpr int kMaxTileTerms = 2 * kMaxStages + 8;
+
+// sum_j coef[j] x_j over [width][lanes]; terms with a zero coefficient are left out before.
+template <class T>
+struct TileTerms {
+    int n = 0;
+    T coef[kMaxTileTerms];
+    const T* x[kMaxTileTerms];
+    int64_t width, lanes, active;
+};
+
+// Root mean square of scale * sum_j coef[j] x_j / (atol + rtol max(|y|, |y1|)); NaN if y1 or last is not finite.
+template <class T>
+struct TileNorm {
+    const T *y, *y1, *last;
+    const T *rtol, *atol;  // (width,)
+    const T* scale;        // per lane
+};
+
+template <class T>
+struct TileStage {
+    void (*combine)(const TileTerms<T>& terms, T* out, const T* base,
+                    const T* scale);  // base + scale * sum; may be null
+    void (*norm)(const TileTerms<T>& terms, const TileNorm<T>& norm, double* out);
+    // out = taken ? fresh : out, per lane
+    void (*blend)(T* out, const T* fresh, const T* taken, int64_t width, int64_t lanes, int64_t active);
+};
+struct TileStageKernels {
+    TileStage<float> f32;
+    TileStage<double> f64;
+};
+FASTODE_ISA_TABLE(TileStageKernels, tile_stage_kernels)
+
+// What step control knows of each lane. Arrays hold a whole number of 16 lanes.
+struct TileLanes {
+    double *t, *t_old, *h, *end, *direction, *shortest, *previous, *before;
+    double *step, *t_next;  // the attempt: signed size and where it leads
+    double* next_output;    // time of the next output
+    double *ratio, *accepted, *rejected;
+    double* alive;    // 1 or 0
+    double* outcome;  // Status as a number; -1 while running
+    double* taken;    // 1 where this attempt was accepted
+    double* event;    // 1 where this attempt reached an output or ended the solve
+};
+
+// The numbers of core/step_control.h that the kernels need.
+struct TileControl {
+    double exponent, b1, b2, b3, safety, min_factor, max_factor, max_step, ratio_floor, last_stretch, max_steps;
+    bool adaptive;
+};
+
+enum TileStepFlags : int { tile_step_event = 1, tile_step_rejection = 2, tile_step_acceptance = 4 };
+
+template <class T>
+struct TileStepping {
+    void (*begin)(const TileControl& control, const TileLanes& lanes, T* step, int64_t active);
+    void (*times)(const TileLanes& lanes, double c, T* time, int64_t active);
+    int (*finish)(const TileControl& control, const TileLanes& lanes, T* taken, int64_t active);  // TileStepFlags
+};
+struct TileSteppingKernels {
+    TileStepping<float> f32;
+    TileStepping<double> f64;
+};
+FASTODE_ISA_TABLE(TileSteppingKernels, tile_stepping_kernels)
+
+}  // namespace fastode

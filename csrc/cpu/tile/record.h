@@ -1,0 +1,99 @@
+// Accepted steps of a fused solve: appended by several threads, then laid out sample by sample.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace fastode {
+
+template <class T>
+class TileRecord;
+
+// The steps that one thread found, in the order in which it found them.
+template <class T>
+class TileArena {
+public:
+    explicit TileArena(TileRecord<T>& record);
+
+    // Appends step number `number` of a sample; returns where its state goes, or null if that is not kept.
+    T* append(int64_t sample, int64_t number, double t, double t_next, double h) {
+        if (in_block_ == kBlock) next_block();
+        Block& block = *blocks_.back();
+        const auto i = static_cast<size_t>(in_block_++);
+        block.sample[i] = sample;
+        block.number[i] = number;
+        block.t[i] = t;
+        block.t_next[i] = t_next;
+        block.h[i] = h;
+        block.state[i] = -1;
+        ++n_steps_;
+        if (number % every_ != 0) return nullptr;
+        if (rows_in_use_ == static_cast<int64_t>(chunks_.size()) * rows_per_chunk_) {
+            more_rows();
+            if (number % every_ != 0) return nullptr;  // the spacing may have grown
+        }
+        block.state[i] = rows_in_use_;
+        return row(rows_in_use_++);
+    }
+
+private:
+    friend class TileRecord<T>;
+    static constexpr int64_t kBlock = 1024;
+    struct Block {
+        int64_t sample[kBlock], number[kBlock], state[kBlock];
+        double t[kBlock], t_next[kBlock], h[kBlock];
+    };
+
+    T* row(int64_t index) const {
+        return chunks_[static_cast<size_t>(index / rows_per_chunk_)].get() + index % rows_per_chunk_ * width_;
+    }
+    void next_block();
+    void more_rows();
+    void thin(int64_t every);
+
+    TileRecord<T>& record_;
+    int64_t width_, every_, rows_per_chunk_;
+    int64_t in_block_ = kBlock, n_steps_ = 0, rows_in_use_ = 0, rows_reported_ = 0;
+    std::vector<std::unique_ptr<Block>> blocks_;
+    std::vector<std::unique_ptr<T[]>> chunks_;
+};
+
+// Of sample b's steps 0, 1, 2, ... the state is kept where the number is a multiple of `every`, which doubles when the
+// states would exceed max_bytes (0: no limit), with the meaning of cpu/step_record.h. Threads double it on what they
+// know, which is never too much; `finish` settles it by the counts, so that it does not depend on the threads.
+template <class T>
+class TileRecord {
+public:
+    TileRecord(int64_t batch, int64_t width, int64_t every, int64_t max_bytes, int threads);
+
+    TileArena<T>& arena(int slot) { return *arenas_[static_cast<size_t>(slot)]; }
+
+    // count: accepted steps of each sample. To be called once, after the last append.
+    void finish(const int64_t* count);
+
+    int64_t steps() const { return n_steps_; }
+    int64_t states() const { return n_states_; }
+    int64_t every() const { return every_.load(std::memory_order_relaxed); }
+    int64_t batch() const { return batch_; }
+
+    // offsets (batch + 1), table (steps, 3): t, t_next, h; state_offsets (batch + 1), states (states, width).
+    void write(int64_t* offsets, double* table, int64_t* state_offsets, T* states) const;
+
+private:
+    friend class TileArena<T>;
+    // Called by an arena with the rows it holds at spacing `every`; returns the spacing it should have.
+    int64_t report(int64_t every, int64_t rows, int64_t before);
+
+    int64_t batch_, width_, max_bytes_;
+    std::atomic<int64_t> every_;
+    std::mutex mutex_;
+    int64_t rows_ = 0;  // rows of the arenas that have the present spacing
+    std::vector<std::unique_ptr<TileArena<T>>> arenas_;
+    std::vector<int64_t> count_;
+    int64_t n_steps_ = 0, n_states_ = 0;
+};
+
+}  // namespace fastode
