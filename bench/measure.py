@@ -24,6 +24,8 @@ from bench.machine import Machine, sync
 from bench.memory import peak_bytes
 
 Row = dict[str, Any]
+LONG = 20.0
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def compare(
     entrants = [Contestant(library) for library in libraries if mode in library.modes]
     for entrant in entrants:
         _warm_up(entrant, problem, mode, settings)
-    _check(entrants, case, mode, settings)
+    _check(entrants, problem, mode, settings)
     for number in range(settings.rounds):
         gc.collect()
         shift = number % max(1, len(entrants))  # nobody always runs after the same one
@@ -106,7 +108,7 @@ def _warm_up(entrant: Contestant, problem: Problem, mode: str, settings: Setting
         entrant.first = estimate
         entrant.values = entrant.run.values(result)
         del result
-        if estimate > settings.budget:  # this one has to do: warm or not makes no difference to a run this long
+        if estimate > max(settings.budget, LONG):  # this one has to do: warm or not makes no difference to it
             entrant.seconds.append(estimate)
             return
         if estimate < 1.0:
@@ -150,24 +152,24 @@ def _look_inside(entrant: Contestant, settings: Settings) -> None:
     try:
         with time_limit(settings.limit):
             entrant.work = entrant.run.work()
-            if settings.memory and entrant.first <= settings.budget:
+            if settings.memory and entrant.first <= max(settings.budget, LONG):
                 in_torch = entrant.library.package != "diffrax"
                 entrant.peak = peak_bytes(entrant.run.call, settings.device, in_torch)
     except Exception as reason:
         entrant.fail(reason)
 
 
-def _check(entrants: list[Contestant], case: Case, mode: str, settings: Settings) -> None:
+def _check(entrants: list[Contestant], problem: Problem, mode: str, settings: Settings) -> None:
     """Errors of all against one solve in float64; of training the last loss, which has no exact value."""
     alive = [entrant for entrant in entrants if entrant.run is not None]
-    exact = exact_values(case, mode, settings.device) if alive and mode != TRAIN else []
+    exact = exact_values(problem.case, mode, settings.device) if alive and mode != TRAIN else []
     for entrant in alive:
         values, entrant.values = entrant.values, []
         if mode == TRAIN:
             entrant.loss = float(values[-1])
         else:
             try:
-                entrant.error = largest_error(values, exact, case, mode)
+                entrant.error = largest_error(values, exact, mode, problem.checked())
             except Exception as reason:
                 entrant.fail(reason)
 
@@ -188,9 +190,8 @@ def exact_values(case: Case, mode: str, device: torch.device) -> list[Tensor]:
     return _EXACT[key]
 
 
-def largest_error(values: list[Tensor], exact: list[Tensor], case: Case, mode: str) -> float:
-    """Greatest deviation over greatest magnitude, worst of the tensors."""
-    index = case.problem().checked() if case.batch > 1 else None
+def largest_error(values: list[Tensor], exact: list[Tensor], mode: str, index: Tensor | None = None) -> float:
+    """Greatest deviation over greatest magnitude, worst of the tensors; ``exact`` has the samples of ``index`` only."""
     worst = 0.0
     for value, right in zip(values, exact, strict=True):
         value = value.detach().double().cpu()
@@ -206,8 +207,9 @@ def largest_error(values: list[Tensor], exact: list[Tensor], case: Case, mode: s
 
 
 def _rows(entrants: list[Contestant], problem: Problem, mode: str, machine: Machine, kind: str) -> list[Row]:
-    ours = {library.name for library in OURS}
-    base = next((e for e in entrants if e.library.name in ours and e.seconds and not e.failed), None)
+    ours = [library.name for library in OURS]
+    able = [entrant for entrant in entrants if entrant.seconds and not entrant.failed]
+    base = next((entrant for name in ours for entrant in able if entrant.library.name == name), None)
     floor = None if base is None else floor_seconds(problem, mode, base.work, machine)
     case = problem.case
     rows = []

@@ -77,17 +77,23 @@ def _speedups(rows: list[Row], plt: Any) -> Any:
     figure, axes = plt.subplots(figsize=(7.5, 0.19 * y + 1.1), layout="constrained")
     for name in peers:
         own = [(position, value) for position, value, library in lines if library == name]
-        axes.barh([p for p, _ in own], [v for _, v in own], height=0.9, color=COLORS[name], label=name)
+        widths = [value - 1 for _, value in own]  # from 1, where both take the same time: to the right is faster
+        axes.barh([p for p, _ in own], widths, left=1.0, height=0.9, color=COLORS[name], label=name)
     for position, value, _ in lines:
         text = f"{value:.0f}" if value >= 9.5 else f"{value:.1f}" if value >= 0.95 else f"{value:.2f}"
         axes.annotate(text, (max(value, 1.0), position), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.set_xlim(
+        min(0.5, 0.7 * min(value for _, value, _ in lines)), 2.0 * max(2.0, *(value for _, value, _ in lines))
+    )
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.spines["left"].set_visible(False)
     axes.set_yticks(ticks, labels)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.margins(y=0.01)
-    axes.set_xlabel("time of the other library / time of fastode")
+    axes.set_xlabel("time of the other library over time of fastode, same method and tolerance")
     modes = list(dict.fromkeys(mode for _, mode in groups))
     axes.set_title(f"How many times faster fastode is: {TITLES[modes[0]]}", loc="left", fontsize=11)
     figure.legend(loc="outside lower center", ncols=len(peers), frameon=False, fontsize=9)
@@ -99,6 +105,8 @@ def _precision(rows: list[Row], plt: Any) -> Any:
     rows = [row for row in rows if row.get("error")]
     if not rows:
         return None
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     cases = list(dict.fromkeys(row["case"] for row in rows))
     modes = [mode for mode in TITLES if any(row["mode"] == mode for row in rows)]
     names = list(dict.fromkeys(row["library"] for row in rows))
@@ -122,6 +130,9 @@ def _precision(rows: list[Row], plt: Any) -> Any:
                 )
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.invert_xaxis()
             axes.grid(True, which="major", linewidth=0.4, alpha=0.6)
             if i == 0:

@@ -86,7 +86,7 @@ def table(rows: list[Row]) -> str:
             [
                 case,
                 mode,
-                (base or "-").removeprefix("fastode "),
+                base or "-",
                 _text(ours.get("median_ms"), ".4g"),
                 _text(ours.get("error"), ".0e"),
                 _text(ours.get("times_floor"), ".3g"),

@@ -1,4 +1,4 @@
-"""fastode, one entry per backend."""
+"""fastode: as it chooses by itself, and one entry per backend."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import fastode
 from bench.cases import Problem
 from bench.cases.case import Solve
 from bench.libraries.base import TorchLibrary, Work
-from fastode.backends.choose import ORDER
+from fastode.backends.choose import available
 
 
 class Fastode(TorchLibrary):
-    """``fastode.solve`` on one backend, with its default gradient: the exact discrete adjoint from checkpoints."""
+    """``fastode.solve`` on the backend that it chooses or on a given one.
+
+    With its default gradient, the exact discrete adjoint from checkpoints.
+    """
 
     package = "fastode"
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
-        self.name = f"fastode {backend}"
+        self.name = "fastode" if backend == "auto" else f"fastode {backend}"
 
     def solver(self, problem: Problem, mode: str) -> Solve:
         return OurSolve(self.backend)
@@ -61,7 +64,8 @@ class OurSolve:
         return ys[1:] if not isinstance(ys, tuple) else tuple(leaf[1:] for leaf in ys)
 
 
-OURS = [Fastode(backend.name) for backend in ORDER]
+OURS = [Fastode(name) for name in ("auto", *(name for name, _ in available()))]
+"""The first of these in a run is what the others are compared with."""
 
 
 def truth(device: str) -> OurSolve:
