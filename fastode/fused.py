@@ -33,7 +33,8 @@ class _ProgramSolve(torch.autograd.Function):
         k1 = torch.empty_like(y0, memory_format=torch.contiguous_format) if ctx.needs_input_grad[5] else None
         result = backend.forward(plan, capture, y0.detach().contiguous(), shared, sample, policy, k1)
         ctx.backend, ctx.plan, ctx.capture = backend, plan, capture
-        ctx.record, ctx.solved = result.record, result.status == Status.SUCCESS
+        ctx.record, ctx.failed = result.record, result.failed
+        ctx.solved = result.status == Status.SUCCESS
         ctx.save_for_backward(k1, None if k1 is None else result.ys, *leaves)
         ctx.sources = (y0, times, *leaves)
         ctx.set_materialize_grads(False)
@@ -50,11 +51,21 @@ class _ProgramSolve(torch.autograd.Function):
         shared, sample = leaves_for_kernels(leaves[:n], leaves[n:])
         wanted = ctx.needs_input_grad[6:]
         a0, grads = ctx.backend.backward(plan, capture, ctx.record, shared, sample, tuple(wanted), ctx.solved, grad_ys)
-        lam = torch.where(ctx.solved[:, None], grad_ys, 0.0)
+        if k1 is None and not ctx.failed and not _starts_again(plan):
+            return None, None, None, None, a0.add_(grad_ys[0]), None, *grads
+        lam = torch.where(ctx.solved[:, None], grad_ys, 0.0) if ctx.failed else grad_ys
         grad_y0, grad_times = boundary_gradients(
             plan, lambda t, y: ctx.backend.evaluate(capture, t, y, shared, sample), k1, ys, lam, a0, ctx.solved
         )
         return None, None, None, None, grad_y0, grad_times, *grads
+
+
+def _starts_again(plan: Plan) -> bool:
+    """Whether an output after the first is at the start, too."""
+    times = plan.times
+    if times.shape[0] < 2:
+        return False
+    return bool((times[1, :1] == times[0, :1]) if times.stride(1) == 0 else (times[1] == times[0]).any())
 
 
 def program_solve(

@@ -180,9 +180,11 @@ def check_step_size(step_size: Any, batch: int, device: torch.device) -> Tensor:
     return tensor.expand(batch).clone(memory_format=torch.contiguous_format)
 
 
-def _own(times: Tensor) -> Tensor:
+def _own(times: Tensor, given: Any) -> Tensor:
     """A copy (T, B) that later changes of the given times do not reach; times common to all samples stay one column."""
     times = times.detach()
+    if not isinstance(given, Tensor) or given.dtype != torch.float64:
+        return times  # it is one already
     if times.shape[1] > 0 and times.stride(1) == 0:
         return times[:, 0].clone()[:, None].expand_as(times)
     return times.clone(memory_format=torch.contiguous_format)
@@ -231,7 +233,7 @@ def make_problem(
         rtol=check_tolerance(rtol, "rtol", spec),
         atol=check_tolerance(atol, "atol", spec),
         step_size=fixed,
-        times=_own(times),
+        times=_own(times, t),
         max_steps=min(max_steps, 2**62),  # kernels count in 64 bits
         dense=dense,
     )

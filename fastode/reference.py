@@ -233,7 +233,7 @@ def _integrate(
         out_of_steps = (status == RUNNING) & (n_accepted + n_rejected >= plan.max_steps)
         status = torch.where(out_of_steps, int(Status.MAX_STEPS), status)
 
-    stats = Stats(n_accepted + n_rejected, n_accepted, n_rejected, n_evals)
+    stats = Stats(n_accepted, n_rejected, n_evals)
     return _align(attempts, n_accepted, t, y, status, stats)
 
 

@@ -18,16 +18,19 @@ class Stats:
     """Work done for each sample, each (B,) int64.
 
     Attributes:
-        n_steps: attempted steps, accepted and rejected.
         n_accepted: accepted steps.
         n_rejected: rejected steps.
         n_evals: evaluations of the field that this sample needs by itself.
     """
 
-    n_steps: Tensor
     n_accepted: Tensor
     n_rejected: Tensor
     n_evals: Tensor
+
+    @property
+    def n_steps(self) -> Tensor:
+        """(B,) int64, attempted steps, accepted and rejected."""
+        return self.n_accepted + self.n_rejected
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from fastode.backprop import backprop_solve
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import PIDController
 from fastode.fused import program_solve
-from fastode.hostflags import differentiation_hidden, host_any, transforms_active
+from fastode.hostflags import differentiation_hidden, transforms_active
 from fastode.problem import make_problem
 from fastode.solution import Solution
-from fastode.status import SolveError, Status
+from fastode.status import SolveError
 from fastode.tableaus import Tableau
 
 Gradient = Literal["checkpoint", "backprop", "adjoint"]
@@ -113,7 +113,7 @@ def solve(
         fields = choose(backend, plan, inputs, programs=False).fields
         assert fields is not None
         ys, coefs, result = adjoint_solve(fields, plan, inputs)
-    if on_failure == "raise" and host_any(result.status != Status.SUCCESS):
+    if on_failure == "raise" and result.failed:
         if transforms_active():
             raise RuntimeError("samples failed, and torch.func hides which; on_failure='nan' and Solution.status tell")
         raise SolveError(result.status, result.reached)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from fastode.checkpoint import Checkpoint
+from fastode.hostflags import host_any, transforms_active
 from fastode.problem import Plan
 from fastode.solution import DenseOutput, Stats
+from fastode.status import Status
 from fastode.vjp import FieldVjp
 
 
@@ -33,6 +36,11 @@ class Forward:
     reached: Tensor
     stats: Stats
     record: Any
+
+    @cached_property
+    def failed(self) -> bool:
+        """Whether the solve of any sample failed, in any vmapped batch."""
+        return host_any(self.status != Status.SUCCESS) if transforms_active() else bool(self.status.any())
 
 
 @dataclass(frozen=True)

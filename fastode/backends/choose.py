@@ -80,7 +80,7 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
             if isinstance(found, Refusal):
                 reason = str(found)
             else:
-                reason = candidate.slower(found) if name == "auto" else None
+                reason = candidate.slower(plan, found) if name == "auto" else None
                 if reason is None:
                     return Choice(candidate, found, tensors, None, tuple(reasons))
         reasons.append((candidate.name, reason))

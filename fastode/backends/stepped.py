@@ -130,7 +130,7 @@ def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy:
         running = stepper.finish_step(y.data_ptr(), k.data_ptr())
 
     n_accepted, n_rejected = torch.from_numpy(stepper.n_accepted()), torch.from_numpy(stepper.n_rejected())
-    stats = Stats(n_accepted + n_rejected, n_accepted, n_rejected, torch.from_numpy(stepper.n_evals()))
+    stats = Stats(n_accepted, n_rejected, torch.from_numpy(stepper.n_evals()))
     status, reached = torch.from_numpy(stepper.status()), torch.from_numpy(stepper.reached())
     record = None
     if steps is not None:

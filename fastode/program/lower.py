@@ -50,6 +50,8 @@ VIEWS = {
     _aten.movedim.int,
     _aten.lift_fresh.default,
     _aten.chunk.default,
+    _aten.tensor_split.sections,
+    _aten.tensor_split.indices,
     _aten.numpy_T.default,
     _aten.mT.default,
     _aten.view_as.default,
@@ -153,7 +155,9 @@ class _Lowering:
                 storage.value = self.b.const(float(literal))
             elif meta.problem is not None:
                 storage.value = self.b.unsupported(meta.problem)
-            elif meta.batch_dim is not None and meta.shape[meta.batch_dim] != 1:
+            elif (
+                meta.batch_dim and meta.shape[meta.batch_dim] != 1
+            ):  # merged in front, (B k, n), is (B, k, n) in memory
                 storage.value = self.b.unsupported("controls whose samples are merged with another dimension")
             elif meta.dtype not in (self.dtype, torch.bool):
                 storage.value = self.b.unsupported(
@@ -547,6 +551,31 @@ def _move(low: _Lowering, call: Call, meta: Meta) -> Value:
     return low.b.gather(x, moved.numpy() - 1)
 
 
+def _pad(low: _Lowering, call: Call, meta: Meta) -> Value:
+    """constant_pad_nd; negative amounts cut off."""
+    source = low.graph.metas[call.args[0].index]
+    amounts = list(call.args[1])
+    number = float(call.args[2]) if len(call.args) > 2 else float(call.kwargs.get("value", 0))
+    if any(isinstance(n, Batch) for n in amounts):
+        return low.b.unsupported(f"{call.func} by the number of samples")
+    x = low.read(call.args[0].index)
+    if x.op == "unsupported":
+        return x
+    if source.batch_dim is not None and any(amounts[2 * (len(source.shape) - 1 - source.batch_dim) :][:2]):
+        return low.b.unsupported(f"{call.func} along the batch")
+    index = torch.arange(1, int(np.prod(source.shape)) + 1).reshape(source.shape)
+    padded = call.func(index, amounts, 0).numpy() - 1
+    if x.size == 1 and index.numel() != 1:
+        x = low.b.gather(x, np.zeros(index.numel(), dtype=np.int64))
+    moved = low.b.gather(x, padded)
+    if number == 0.0:
+        return moved
+    at_edge = np.flatnonzero(padded.reshape(-1) < 0)
+    picks = np.arange(padded.size)
+    picks[at_edge] = padded.size
+    return low.b.gather(low.b.cat([moved, low.b.const(number)]), picks)
+
+
 def _scattered(low: _Lowering, call: Call, meta: Meta) -> Value:
     """select_backward and slice_backward: a gradient in the place of what was taken, zeros around it."""
     g = low.read(call.args[0].index)
@@ -620,16 +649,35 @@ def _layer_norm(low: _Lowering, call: Call, meta: Meta) -> Value:
     if own.batch_dim is not None and own.batch_dim >= len(own.shape) - len(shape):
         return low.b.unsupported(f"{call.func} over the samples")
     value = low.read(x.index)
-    outer = value.size // inner
+    if value.op == "unsupported":
+        return value
+    out = _normalised(low, value, value.size // inner, inner, float(eps))
+    if weight is not None:
+        out = low.b.pointwise("mul", out, low.aligned(weight, meta))
+    return out if bias is None else low.b.pointwise("add", out, low.aligned(bias, meta))
+
+
+def _group_norm(low: _Lowering, call: Call, meta: Meta) -> Value:
+    x, weight, bias, _, channels, _, groups, eps = call.args
+    value = low.read(x.index)
+    if value.op == "unsupported":
+        return value
+    inner = value.size // groups
+    out = _normalised(low, value, groups, inner, float(eps))
+    spread = np.repeat(np.arange(channels), value.size // channels)
+    if weight is not None:
+        out = low.b.pointwise("mul", out, low.b.gather(low.read(weight.index), spread))
+    return out if bias is None else low.b.pointwise("add", out, low.b.gather(low.read(bias.index), spread))
+
+
+def _normalised(low: _Lowering, value: Value, outer: int, inner: int, eps: float) -> Value:
+    """Of mean 0 and variance 1 over each of ``outer`` groups of ``inner`` components."""
     spread = np.repeat(np.arange(outer), inner)
     mean = low.b.pointwise("div", low.b.sum(value, outer, inner, 1), float(inner))
     centred = low.b.pointwise("sub", value, low.b.gather(mean, spread))
     variance = low.b.pointwise("div", low.b.sum(low.b.pointwise("square", centred), outer, inner, 1), float(inner))
-    scale = low.b.pointwise("rsqrt", low.b.pointwise("add", variance, float(eps)))
-    out = low.b.pointwise("mul", centred, low.b.gather(scale, spread))
-    if weight is not None:
-        out = low.b.pointwise("mul", out, low.aligned(weight, meta))
-    return out if bias is None else low.b.pointwise("add", out, low.aligned(bias, meta))
+    scale = low.b.pointwise("rsqrt", low.b.pointwise("add", variance, eps))
+    return low.b.pointwise("mul", centred, low.b.gather(scale, spread))
 
 
 def _batch_norm(low: _Lowering, call: Call, meta: Meta) -> Value:
@@ -668,10 +716,13 @@ def _norm(low: _Lowering, call: Call, meta: Meta) -> Value:
 
 RULES: dict[Any, Callable[[_Lowering, Call, Meta], Value]] = {
     _aten.native_layer_norm.default: _layer_norm,
+    _aten.native_group_norm.default: _group_norm,
     _aten.native_batch_norm.default: _batch_norm,
+    _aten.constant_pad_nd.default: _pad,
     _aten.linalg_vector_norm.default: _norm,
-    _aten.fill_.Scalar: lambda low, call, meta: low.b.const(float(call.args[1])),
-    _aten.zero_.default: lambda low, call, meta: low.b.const(0.0),
+    _aten.fill.Scalar: lambda low, call, meta: low.b.const(float(call.args[1])),
+    _aten.fill.Tensor: lambda low, call, meta: low.aligned(call.args[1], meta),
+    _aten.zero.default: lambda low, call, meta: low.b.const(0.0),
     _aten.mm.default: _mm,
     _aten.bmm.default: _mm,
     _aten.addmm.default: _addmm,

@@ -85,6 +85,10 @@ def _elu(b: Builder, x: Value, alpha: float = 1, scale: float = 1, input_scale: 
     return b.pointwise("where", positive, b.pointwise("mul", x, float(scale)), bent)
 
 
+def _celu(b: Builder, x: Value, alpha: float = 1) -> Value:
+    return _elu(b, x, alpha, 1, 1 / alpha)
+
+
 def _leaky_relu(b: Builder, x: Value, slope: float = 0.01) -> Value:
     return b.pointwise("where", b.pointwise("gt", x, 0.0), x, b.pointwise("mul", x, float(slope)))
 
@@ -180,6 +184,11 @@ _register(
         "softplus": _softplus,
         "log_sigmoid_forward": _log_sigmoid,
         "elu": _elu,
+        "celu": _celu,
+        "rrelu_with_noise": lambda b, x, noise, lower=1 / 8, upper=1 / 3, training=False: _leaky_relu(
+            b, x, (lower + upper) / 2
+        ),
+        "masked_fill": lambda b, x, mask, value: b.pointwise("where", mask, value, x),
         "leaky_relu": _leaky_relu,
         "threshold": _threshold,
         "hardtanh": _hardtanh,

@@ -139,6 +139,7 @@ class _Recorder(TorchDispatchMode):
         self.originals = {id(new): old for old, new in stand_ins}
         self.dynamic: set[int] = {id(tensor) for tensor in inputs[:2]}  # what depends on time or state
         self.expand = expand
+        self.depth = 0  # of decompositions that this call is in
         for tensor in inputs:
             self.made(tensor)
 
@@ -163,13 +164,18 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         leaves = pytree.tree_leaves((args, kwargs))
         dynamic = any(id(leaf) in self.dynamic for leaf in leaves if isinstance(leaf, Tensor))
-        simpler = self.expand(func) if dynamic else None
+        # Within a decomposition also what depends on neither time nor state: views must be known as views.
+        simpler = self.expand(func) if dynamic or self.depth else None
         if simpler is not None:
-            with self:
-                return simpler(*args, **kwargs)
+            self.depth += 1
+            try:
+                with self:
+                    return simpler(*args, **kwargs)
+            finally:
+                self.depth -= 1
         refs = lambda leaf: Ref(self.number(leaf)) if isinstance(leaf, Tensor) else leaf  # noqa: E731
         where = _users_line()
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in func.tags and not _without_chance(func, args, kwargs):
             raise NotAProgram(f"{func} is random", where)
         if func in _READS_VALUES:
             raise NotAProgram(f"{func} brings a tensor's value to Python, so that code may depend on it", where)
@@ -200,6 +206,13 @@ _READS_VALUES = {
     _aten.unique_dim.default,
     _aten._unique2.default,
 }
+
+
+def _without_chance(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a random operation is told to take the mean: RReLU in evaluation mode."""
+    rrelu = func in (_aten.rrelu_with_noise.default, _aten.rrelu_with_noise_.default)
+    training = args[4] if len(args) > 4 else kwargs.get("training", False)
+    return rrelu and not training
 
 
 def _users_line() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cached_property
 from math import comb, isfinite
 from typing import Any, SupportsFloat
 
@@ -172,16 +173,21 @@ class Tableau:
         """
         return 1.0 / (min(self.order, self.embedded_order or self.order) + 1)
 
+    @cached_property
     def _key(self) -> tuple[Any, ...]:
         arrays = (self.c, self.a, self.b, self.p) + (() if self.e is None else (self.e,))
         numbers = (self.order, self.embedded_order, self.dense_order, self.is_fsal_native)
         return (self.name, *numbers, *(x.tobytes() for x in arrays))
 
     def __eq__(self, other: object) -> bool:
-        return self._key() == other._key() if isinstance(other, Tableau) else NotImplemented
+        return self._key == other._key if isinstance(other, Tableau) else NotImplemented
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._key)
 
     def __hash__(self) -> int:
-        return hash(self._key())
+        return self._hash
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for value in state.values():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastode._environment import _C, get_num_threads, use_num_threads
 from fastode.backends.base import Forward
-from fastode.backends.cpu.tile import field_size, pointers, rows_of, tiles_of
+from fastode.backends.cpu.tile import pointers, rows_of, tiles_of
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController, PIDController
 from fastode.problem import Plan
@@ -81,9 +81,9 @@ class CpuBackend:
             return "there is nothing to solve"
         return None
 
-    def slower(self, capture: Capture) -> str | None:
+    def slower(self, plan: Plan, capture: Capture) -> str | None:
         """Why another backend is faster for this program, or None."""
-        size = field_size(capture)
+        size = tiles_of(capture, plan.field.state.dtype).largest_shared_product
         if size >= _TOO_LARGE:
             return f"a product of {size} multiply-adds with shared weights is faster in torch"
         return None
@@ -113,10 +113,9 @@ class CpuBackend:
         batch, (n_times, _) = plan.batch, plan.times.shape
         adaptive = plan.step_size is None
         ys = torch.empty(n_times, batch, y0.shape[1], dtype=y0.dtype)
-        counts = torch.empty(4, batch, dtype=torch.int64)  # status, accepted, rejected, evaluations
-        reached = torch.empty(batch, dtype=torch.float64)
-        status, accepted, rejected, evals = counts.unbind()
-        at = counts.data_ptr()
+        columns = torch.empty(5, batch, dtype=torch.int64)  # one allocation: each costs as much as a step
+        status, accepted, rejected, evals, reached = columns.unbind()
+        at = columns.data_ptr()
         first = 0.0 if plan.controller is None else plan.controller.first_step or 0.0
         program = tiles_of(capture, y0.dtype).program(batch, None)
         record = program.solve(
@@ -141,7 +140,7 @@ class CpuBackend:
             n_accepted_ptr=at + 8 * batch,
             n_rejected_ptr=at + 16 * batch,
             n_evals_ptr=at + 24 * batch,
-            reached_ptr=reached.data_ptr(),
+            reached_ptr=at + 32 * batch,
             k1_ptr=0 if k1 is None else k1.data_ptr(),
             every=0 if policy is None else policy.every,
             max_bytes=0 if policy is None else policy.max_bytes or 0,
@@ -159,8 +158,7 @@ class CpuBackend:
                 states_ptr=states.data_ptr(),
             )
             kept = ProgramRecord(offsets[0], table, offsets[1], states, record.every)
-        stats = Stats(accepted + rejected, accepted, rejected, evals)
-        return Forward(ys, None, status, reached, stats, kept)
+        return Forward(ys, None, status, reached.view(torch.float64), Stats(accepted, rejected, evals), kept)
 
     def backward(
         self,
@@ -244,4 +242,4 @@ class CpuBackend:
 
 def leaves_for_kernels(shared: Sequence[Tensor], sample: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Leaves as the kernels read them: contiguous, without graph."""
-    return [leaf.detach().contiguous() for leaf in shared], [rows_of(leaf) for leaf in sample]
+    return [leaf.contiguous() for leaf in shared], [rows_of(leaf) for leaf in sample]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,7 +13,7 @@ from torch import Tensor
 from fastode._environment import _C
 from fastode.backends.cpu.assemble import assemble, largest_sample_matrix, with_terms
 from fastode.program.capture import Capture
-from fastode.program.ir import SAMPLE, SHARED, in_order
+from fastode.program.ir import SAMPLE, SHARED
 
 _ROWS_ABOVE = 400
 """Entries of a per-sample matrix above which one sample at a time, its weights in the first-level cache, is faster."""
@@ -25,6 +26,7 @@ class Tiles:
 
     Attributes:
         rows: whether samples are worked on one at a time, with SIMD across components.
+        largest_shared_product: multiply-adds of the largest product with weights that all samples share.
     """
 
     def __init__(self, capture: Capture, dtype: torch.dtype) -> None:
@@ -32,6 +34,8 @@ class Tiles:
         self.kind = _C.TileProgram64 if dtype == torch.float64 else _C.TileProgram32
         self.itemsize = dtype.itemsize
         self.rows = largest_sample_matrix(capture.program) > _ROWS_ABOVE
+        products = [v for v in capture.program.values() if v.op == "matmul" and any(a.op == SHARED for a in v.args)]
+        self.largest_shared_product = max((math.prod(v.data[:3]) for v in products), default=0)
         self._arguments: dict[Any, dict[str, Any]] = {}
         self._programs: dict[Any, Any] = {}
 
@@ -85,7 +89,6 @@ def tiles_of(capture: Capture, dtype: torch.dtype) -> Tiles:
 
 def rows_of(leaf: Tensor) -> Tensor:
     """A per-sample leaf (B, *shape) whose samples are each contiguous."""
-    leaf = leaf.detach()
     if leaf.is_contiguous():
         return leaf
     expected = 1
@@ -94,16 +97,6 @@ def rows_of(leaf: Tensor) -> Tensor:
             return leaf.contiguous()
         expected *= size
     return leaf
-
-
-def field_size(capture: Capture) -> int:
-    """Multiply-adds of the largest product of the program with weights that all samples share."""
-    sizes = [0]
-    for value in in_order([capture.program.output]):
-        if value.op == "matmul" and any(arg.op == SHARED for arg in value.args):
-            m, k, n = value.data[:3]
-            sizes.append(m * k * n)
-    return max(sizes)
 
 
 def pointers(tensors: Sequence[Tensor]) -> list[int]:
