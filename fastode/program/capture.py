@@ -175,6 +175,8 @@ def _capture(
         return _build(field, description, graph, stand_ins, times, y0, controls)
     except NotAProgram as refusal:
         return Refusal(refusal.reason, refusal.where, held)
+    except Exception as error:  # a field that fails says so when it is solved; anything else must not stop a solve
+        return Refusal(f"capture fails with {type(error).__name__}: {error}", None, held)
 
 
 def _record(

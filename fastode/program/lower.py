@@ -71,6 +71,13 @@ _RESHAPES = {
     _aten.squeeze.dims,
 }
 _EXPANDS = {_aten.expand.default, _aten.expand_as.default}
+_RESHAPES_IN_PLACE = {
+    _aten.squeeze_.default,
+    _aten.squeeze_.dim,
+    _aten.squeeze_.dims,
+    _aten.unsqueeze_.default,
+}
+"""They change the shape of their argument; a recording has the last shape of a tensor, which is as good for reading."""
 _COPIES = {
     _aten.clone.default,
     _aten.contiguous.default,
@@ -243,6 +250,8 @@ class _Lowering:
             if level < 2:
                 self.prologue.append((call, []))
             self.view(call)
+            return
+        if func in _RESHAPES_IN_PLACE and level == 2:
             return
         if level < 2:
             if in_place and self.views[in_place[0]].storage.base in (*self.graph.externals, *self.graph.controls):
@@ -744,7 +753,7 @@ RULES: dict[Any, Callable[[_Lowering, Call, Meta], Value]] = {
     **dict.fromkeys(_MOVES, _move),
 }
 
-KNOWN = {*POINTWISE, *FILLS, *EMPTY, *VIEWS, *RULES, _aten.copy_.default}
+KNOWN = {*POINTWISE, *FILLS, *EMPTY, *VIEWS, *RULES, *_RESHAPES_IN_PLACE, _aten.copy_.default}
 """Operations that lowering understands; others are first tried by torch's decompositions."""
 
 
