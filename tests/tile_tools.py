@@ -257,7 +257,7 @@ def tanh_field(dim, dtype, weight, bias, lanes, backward_lanes=None):
         ins("acc_outer", dim, at(gradient, 0, dim, 1), at("ADJ"), at("IN"), n1=dim, n2=1),
         ins("acc", dim, at(gradient, square), at("ADJ")),
     ]
-    kind = {"params": [weight, bias], "param_pack": pack} if per_sample else {"shared": [weight, bias], "shared_pack": pack}
+    kind = "param" if per_sample else "shared"
     return Program(
         dim,
         keep,
@@ -268,5 +268,5 @@ def tanh_field(dim, dtype, weight, bias, lanes, backward_lanes=None):
         n_tmp=dim,
         n_adj=dim,
         backward_lanes=backward_lanes,
-        **kind,
+        **{f"{kind}s" if per_sample else kind: [weight, bias], f"{kind}_pack": pack},
     )
