@@ -214,6 +214,9 @@ def _record(
 def _simpler(func: Any) -> Callable[..., Any] | None:
     """Torch's own expression of an operation by simpler ones, where lowering does not know it."""
     name = func.overloadpacket.__name__
+    if func.namespace == "prims":  # what some decompositions are made of
+        written: Callable[..., Any] | None = getattr(func, "impl_aten", None)
+        return written
     if func in KNOWN or name.endswith("_") or func.namespace != "aten":
         return None
     from torch._decomp import decomposition_table  # takes a while to import, and is seldom needed
@@ -322,7 +325,10 @@ def _verify(
         wanted = [x for x in wanted if x.requires_grad]
         true: Sequence[Tensor | None] = (None,) * len(wanted)
         if expected.requires_grad:
-            true = torch.autograd.grad(expected, wanted, g, allow_unused=True)
+            try:
+                true = torch.autograd.grad(expected, wanted, g, allow_unused=True)
+            except RuntimeError as error:
+                raise NotAProgram(f"torch cannot differentiate the field: {error}") from None
         by_state, by_shared, by_sample = evaluate_pullback(
             made.pullback, t, state.detach(), [x.detach() for x in shared], [x.detach() for x in sample], g
         )

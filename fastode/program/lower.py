@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -171,6 +172,13 @@ class _Lowering:
                     f"a tensor of {meta.dtype}, where the state has {self.dtype}", int(np.prod(meta.shape))
                 )
             else:
+                if meta.dtype == torch.bool:  # leaves are numbers of the state's type
+                    truth, number = number, max(self.graph.metas) + 1
+                    self.graph.metas[number] = Meta(meta.shape, meta.batch_dim, self.dtype)
+                    cast = {"dtype": self.dtype}
+                    self.prologue.append(
+                        (Call(_aten._to_copy.default, (Ref(truth),), cast, [number], False, self.b.where), [])
+                    )
                 kind = SHARED if meta.batch_dim is None else SAMPLE
                 if number not in self.leaves[kind]:
                     self.leaves[kind].append(number)
@@ -212,16 +220,38 @@ class _Lowering:
         size = self.storage_size(storage)
         if value.size == 1 and view.index.size != 1:
             value = self.b.gather(value, np.zeros(view.index.size, dtype=np.int64))
+        storage.level = 2
+        storage.value = self.put(content, value, view.index, size, False)
+
+    def put(self, content: Value, value: Value, spots: Map, size: int, add: bool) -> Value:
+        """``content`` with ``value`` in, or added to, the places ``spots``."""
         if content.size == 1 and size != 1:
             content = self.b.gather(content, np.zeros(size, dtype=np.int64))
-        flat = view.index.reshape(-1)
-        storage.level = 2
+        if add:
+            return self.b.pointwise("add", content, self.b.scatter(value, spots, size))
+        flat = spots.reshape(-1)
         if len(flat) == size and np.array_equal(np.sort(flat), np.arange(size)):
-            storage.value = self.b.gather(value, np.argsort(flat))
-            return
+            return self.b.gather(value, np.argsort(flat))
         picks = np.arange(size)
         picks[flat] = size + np.arange(len(flat))
-        storage.value = self.b.gather(self.b.cat([content, value]), picks)
+        return self.b.gather(self.b.cat([content, value]), picks)
+
+    def fixed(self, number: int) -> Tensor | None:
+        """A tensor that is made of numbers in the code, or None."""
+        storage = self.views[number].storage
+        if storage.level == 2 or self.graph.metas[number].batch_dim is not None:
+            return None
+        if number in self.graph.literals:
+            return self.graph.literals[number]
+        calls = _needed(self.prologue, {number})
+        made = {output for call in calls for output in call.outputs}
+        for call in calls:
+            leaves = pytree.tree_leaves((call.args, call.kwargs))
+            refs = {leaf.index for leaf in leaves if isinstance(leaf, Ref)}
+            if not refs <= made | self.graph.literals.keys() or any(isinstance(leaf, Batch) for leaf in leaves):
+                return None
+        with torch.no_grad():
+            return run_prologue(calls, dict(self.graph.literals), 1).get(number)
 
     def storage_size(self, storage: Storage) -> int:
         return int(np.prod(self.graph.metas[storage.base].shape))
@@ -245,7 +275,10 @@ class _Lowering:
             self.fill(call)
             return
         level = max((self.level(n) for n in tensors), default=0)
-        in_place = [n for n in call.outputs if n in self.views]
+        known = [n for n in call.outputs if n in self.views]
+        in_place = known if func._schema.is_mutable else []
+        if known and not in_place and func not in VIEWS:
+            return  # it had nothing to do and gave back its argument: contiguous, say
         if func in VIEWS:
             if level < 2:
                 self.prologue.append((call, []))
@@ -279,7 +312,12 @@ class _Lowering:
             return
         value = self.dynamic(call)
         if not call.grad and value.op != "unsupported":
+            old = self.read(call.outputs[0]) if in_place else None
+            if old is not None and old.op != "unsupported":  # torch keeps the gradient of what was there
+                value = self.b.pointwise("sub", value, old)
             value = self.b.make("stop", (value,), value.size)
+            if old is not None and old.op != "unsupported":
+                value = self.b.pointwise("add", old, value)
         output = call.outputs[0]
         if output in in_place:
             self.write(output, value)
@@ -421,7 +459,7 @@ def _reduce(kind: str) -> Callable[[_Lowering, Call, Meta], Value]:
         x = low.read(call.args[0].index)
         if x.op == "unsupported":
             return x
-        if low.graph.metas[call.args[0].index].dtype == torch.bool:
+        if low.graph.metas[call.args[0].index].dtype == torch.bool and kind not in ("any", "all"):
             return low.b.unsupported(f"{call.func} of truth values")
         given = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
         dims = _dims(given, len(own.shape))
@@ -433,11 +471,76 @@ def _reduce(kind: str) -> Callable[[_Lowering, Call, Meta], Value]:
         index = np.arange(x.size).reshape(own.shape).transpose([*kept, *dims])
         reduced = int(np.prod([own.shape[d] for d in dims]))
         moved = low.b.gather(x, index)
-        outer = x.size // reduced if reduced else 0
-        if kind == "amax":
-            return low.b.amax(moved, outer, reduced, 1)
-        total = low.b.sum(moved, outer, reduced, 1)
-        return low.b.pointwise("div", total, float(reduced)) if kind == "mean" else total
+        return _REDUCTIONS[kind](low.b, moved, x.size // reduced if reduced else 0, reduced, call)
+
+    return lower
+
+
+def _mean(b: Builder, x: Value, outer: int, reduced: int, call: Call) -> Value:
+    return b.pointwise("div", b.sum(x, outer, reduced, 1), float(reduced))
+
+
+def _amin(b: Builder, x: Value, outer: int, reduced: int, call: Call) -> Value:
+    return b.pointwise("neg", b.amax(b.pointwise("neg", x), outer, reduced, 1))
+
+
+def _prod(b: Builder, x: Value, outer: int, reduced: int, call: Call) -> Value:
+    if reduced > _MAX_PRODUCTS:
+        return b.unsupported(f"a product of {reduced} components")
+    out = b.gather(x, np.arange(outer) * reduced)
+    for r in range(1, reduced):
+        out = b.pointwise("mul", out, b.gather(x, np.arange(outer) * reduced + r))
+    return out
+
+
+def _variance(b: Builder, x: Value, outer: int, reduced: int, call: Call) -> Value:
+    correction = call.kwargs.get("correction")
+    degrees = reduced - (1.0 if correction is None else float(correction))
+    if degrees <= 0:
+        return b.unsupported("a variance of too few components")
+    mean = b.gather(_mean(b, x, outer, reduced, call), np.repeat(np.arange(outer), reduced))
+    squares = b.pointwise("square", b.pointwise("sub", x, mean))
+    return b.pointwise("div", b.sum(squares, outer, reduced, 1), degrees)
+
+
+def _root(b: Builder, x: Value) -> Value:
+    """The square root, with 0 for its derivative at 0, as torch has it for norms and standard deviations."""
+    zero = b.pointwise("eq", x, 0.0)
+    return b.pointwise("where", zero, 0.0, b.pointwise("sqrt", b.pointwise("where", zero, 1.0, x)))
+
+
+_REDUCTIONS: dict[str, Callable[[Builder, Value, int, int, Call], Value]] = {
+    "sum": lambda b, x, outer, reduced, call: b.sum(x, outer, reduced, 1),
+    "mean": _mean,
+    "amax": lambda b, x, outer, reduced, call: b.amax(x, outer, reduced, 1),
+    "amin": _amin,
+    "prod": _prod,
+    "var": _variance,
+    "std": lambda b, x, outer, reduced, call: _root(b, _variance(b, x, outer, reduced, call)),
+    "any": lambda b, x, outer, reduced, call: b.amax(b.pointwise("ne", x, 0.0), outer, reduced, 1),
+    "all": lambda b, x, outer, reduced, call: _amin(b, b.pointwise("ne", x, 0.0), outer, reduced, call),
+}
+"""Builder, value (outer, reduced), its sizes, call -> (outer,)."""
+
+
+def _cumulative(op: str) -> Callable[[_Lowering, Call, Meta], Value]:
+    def lower(low: _Lowering, call: Call, meta: Meta) -> Value:
+        x = low.read(call.args[0].index)
+        if x.op == "unsupported":
+            return x
+        dim = int(call.args[1]) % len(meta.shape) if meta.shape else 0
+        if dim == meta.batch_dim:
+            return low.b.unsupported(f"{call.func} over the samples")
+        count = meta.shape[dim] if meta.shape else 1
+        if count > _MAX_PRODUCTS:
+            return low.b.unsupported(f"{call.func} of {count} components")
+        index = np.moveaxis(np.arange(x.size).reshape(meta.shape), dim, 0).reshape(count, -1)
+        parts = [low.b.gather(x, index[0])]
+        for row in index[1:]:
+            parts.append(low.b.pointwise(op, parts[-1], low.b.gather(x, row)))
+        back = np.empty(x.size, dtype=np.int64)
+        back[index.reshape(-1)] = np.arange(x.size)
+        return low.b.gather(low.b.cat(parts), back)
 
     return lower
 
@@ -629,26 +732,86 @@ def _softmax(log: bool) -> Callable[[_Lowering, Call, Meta], Value]:
     return lower
 
 
-def _index(low: _Lowering, call: Call, meta: Meta) -> Value:
-    """x[..., constant integers, ...]."""
-    x, picks = call.args[0], call.args[1]
-    own = low.graph.metas[x.index]
+def _spots(low: _Lowering, source: Meta, picks: Sequence[Ref | None]) -> NDArray[np.int64] | Value:
+    """The components that x[picks] takes, where the code or the field's own integers name them."""
     positions: list[Any] = []
     for d, pick in enumerate(picks):
         if pick is None:
             positions.append(slice(None))
             continue
-        literal = low.graph.literals.get(low.views[pick.index].storage.base)
-        if literal is None or literal.dtype != torch.int64 or d == own.batch_dim:
-            return low.b.unsupported("indexing by a tensor that is no list of numbers in the code")
-        positions.append(literal)
-    if own.batch_dim is not None and meta.batch_dim is None:
-        return low.b.unsupported("picks out samples")
+        fixed = low.fixed(pick.index)
+        if fixed is None or fixed.dtype not in (torch.int64, torch.int32):
+            return low.b.unsupported("indexing by a tensor that is neither a list of numbers nor held by the field")
+        if d == source.batch_dim:
+            return low.b.unsupported("indexing picks out samples")
+        positions.append(fixed.long())
+    table = torch.arange(int(np.prod(source.shape))).reshape(source.shape)
+    return np.asarray(table[tuple(positions)].numpy())
+
+
+def _index(low: _Lowering, call: Call, meta: Meta) -> Value:
+    """x[..., integers that do not change, ...]."""
+    x, picks = call.args[0], call.args[1]
+    spots = _spots(low, low.graph.metas[x.index], picks)
+    if isinstance(spots, Value):
+        return spots
+    if spots.shape != meta.shape or (low.graph.metas[x.index].batch_dim is not None and meta.batch_dim is None):
+        return low.b.unsupported("indexing picks out samples")
     value = low.read(x.index)
-    if value.op == "unsupported":
-        return value
-    table = torch.arange(int(np.prod(own.shape))).reshape(own.shape)
-    return low.b.gather(value, table[tuple(positions)].numpy())
+    return value if value.op == "unsupported" else low.b.gather(value, spots)
+
+
+def _index_select(low: _Lowering, call: Call, meta: Meta) -> Value:
+    x, dim, pick = call.args
+    picks: list[Any] = [None] * (int(dim) % len(meta.shape)) + [pick]
+    return _index(low, Call(call.func, (x, picks), {}, call.outputs, call.grad, call.where), meta)
+
+
+def _index_put(low: _Lowering, call: Call, meta: Meta) -> Value:
+    """x[mask] = number, or x[..., integers that do not change, ...] = values."""
+    x, picks, values = call.args[:3]
+    own, value = low.read(x.index), low.read(values.index)
+    if "unsupported" in (own.op, value.op):
+        return own if own.op == "unsupported" else value
+    first = picks[0]
+    if first is not None and low.graph.metas[first.index].dtype == torch.bool:
+        if (
+            len(picks) > 1
+            or low.graph.metas[values.index].shape != ()
+            or low.graph.metas[first.index].shape != meta.shape
+        ):
+            return low.b.unsupported("what is written where a mask is true has to be a number")
+        return low.b.pointwise("where", low.aligned(first, meta), value, own)
+    spots = _spots(low, meta, picks)
+    if isinstance(spots, Value):
+        return spots
+    given = low.graph.metas[values.index]
+    if given.batch_dim is not None and given.batch_dim + spots.ndim - len(given.shape) != meta.batch_dim:
+        return low.b.unsupported("combines the batch dimension of one tensor with another dimension")
+    if value.size != 1:
+        value = low.b.gather(value, np.broadcast_to(np.arange(value.size).reshape(given.shape), spots.shape))
+    elif spots.size != 1:
+        value = low.b.gather(value, np.zeros(spots.size, dtype=np.int64))
+    accumulate = call.args[3] if len(call.args) > 3 else call.kwargs.get("accumulate", False)
+    return low.put(own, value, spots, int(np.prod(meta.shape)), bool(accumulate))
+
+
+def _index_add(low: _Lowering, call: Call, meta: Meta) -> Value:
+    x, dim, pick, source = call.args
+    picks: list[Any] = [None] * (int(dim) % len(meta.shape)) + [pick]
+    own, value = low.read(x.index), low.read(source.index)
+    if "unsupported" in (own.op, value.op):
+        return own if own.op == "unsupported" else value
+    spots = _spots(low, meta, picks)
+    if isinstance(spots, Value):
+        return spots
+    given = low.graph.metas[source.index]
+    if given.shape != spots.shape or (given.batch_dim is not None and given.batch_dim != meta.batch_dim):
+        return low.b.unsupported("combines the batch dimension of one tensor with another dimension")
+    value = low.b.pointwise("mul", value, float(call.kwargs.get("alpha", 1)))
+    if value.size == 1 and spots.size != 1:
+        value = low.b.gather(value, np.zeros(spots.size, dtype=np.int64))
+    return low.put(own, value, spots, int(np.prod(meta.shape)), True)
 
 
 def _layer_norm(low: _Lowering, call: Call, meta: Meta) -> Value:
@@ -708,19 +871,27 @@ def _batch_norm(low: _Lowering, call: Call, meta: Meta) -> Value:
 
 def _norm(low: _Lowering, call: Call, meta: Meta) -> Value:
     args = [*call.args, *[2, None][len(call.args) - 1 :]]
-    if float(args[1]) != 2.0:
-        return low.b.unsupported(f"{call.func} of order {args[1]}")
-    inner = Call(call.func, (args[0], args[2]), {}, call.outputs, call.grad, call.where)
-    squares = low.read(args[0].index)
-    if squares.op == "unsupported":
-        return squares
-    low.set(-1, low.b.pointwise("square", squares), low.graph.metas[args[0].index])
-    low.graph.metas[-1] = low.graph.metas[args[0].index]
-    inner.args = (Ref(-1), args[2])
-    total = _reduce("sum")(low, inner, meta)
-    zero = low.b.pointwise("eq", total, 0.0)  # where torch takes 0 for the derivative
-    root = low.b.pointwise("sqrt", low.b.pointwise("where", zero, 1.0, total))
-    return low.b.pointwise("where", zero, 0.0, root)
+    order, source = float(args[1]), low.graph.metas[args[0].index]
+    x, b = low.read(args[0].index), low.b
+    if x.op == "unsupported":
+        return x
+    if order == 0 or order == -np.inf:
+        return b.unsupported(f"{call.func} of order {order}")
+    powers = {
+        1.0: lambda: b.pointwise("abs", x),
+        2.0: lambda: b.pointwise("square", x),
+        np.inf: lambda: b.pointwise("abs", x),
+    }.get(order, lambda: b.pointwise("pow", b.pointwise("abs", x), order))()
+    low.set(-1, powers, source)
+    low.graph.metas[-1] = source
+    inner = Call(call.func, (Ref(-1), args[2]), {}, call.outputs, call.grad, call.where)
+    total = _reduce("amax" if order == np.inf else "sum")(low, inner, meta)
+    if total.op == "unsupported" or order in (1.0, np.inf):
+        return total
+    if order == 2.0:
+        return _root(b, total)
+    zero = b.pointwise("eq", total, 0.0)
+    return b.pointwise("where", zero, 0.0, b.pointwise("pow", b.pointwise("where", zero, 1.0, total), 1 / order))
 
 
 RULES: dict[Any, Callable[[_Lowering, Call, Meta], Value]] = {
@@ -744,6 +915,21 @@ RULES: dict[Any, Callable[[_Lowering, Call, Meta], Value]] = {
     _aten.mean.dim: _reduce("mean"),
     _aten.mean.default: _reduce("mean"),
     _aten.amax.default: _reduce("amax"),
+    _aten.amin.default: _reduce("amin"),
+    _aten.max.dim: _reduce("amax"),
+    _aten.min.dim: _reduce("amin"),
+    _aten.prod.dim_int: _reduce("prod"),
+    _aten.var.correction: _reduce("var"),
+    _aten.std.correction: _reduce("std"),
+    _aten.any.dim: _reduce("any"),
+    _aten.any.dims: _reduce("any"),
+    _aten.all.dim: _reduce("all"),
+    _aten.all.dims: _reduce("all"),
+    _aten.cumsum.default: _cumulative("add"),
+    _aten.cumprod.default: _cumulative("mul"),
+    _aten.index_select.default: _index_select,
+    _aten.index_put.default: _index_put,
+    _aten.index_add.default: _index_add,
     _aten._softmax.default: _softmax(False),
     _aten._log_softmax.default: _softmax(True),
     _aten.select_backward.default: _scattered,

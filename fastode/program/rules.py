@@ -132,6 +132,56 @@ def _log_over(divisor: float) -> Pointwise:
     return lambda b, x: b.pointwise("mul", b.pointwise("log", x), 1 / divisor)
 
 
+def _fmin(chosen: str) -> Pointwise:
+    """The lesser, or greater, of two, NaN only where both are; at a tie the gradient goes to the first."""
+
+    def build(b: Builder, x: Any, y: Any) -> Value:
+        first = b.pointwise("logical_or", b.pointwise(chosen, x, y), b.pointwise("ne", y, y))
+        return b.pointwise("where", first, x, y)
+
+    return build
+
+
+def _hypot(b: Builder, x: Any, y: Any) -> Value:
+    return b.pointwise("sqrt", b.pointwise("add", b.pointwise("square", x), b.pointwise("square", y)))
+
+
+def _logaddexp(b: Builder, x: Any, y: Any) -> Value:
+    gap = b.pointwise("abs", b.pointwise("sub", x, y))
+    return b.pointwise(
+        "add", b.pointwise("maximum", x, y), b.pointwise("log1p", b.pointwise("exp", b.pointwise("neg", gap)))
+    )
+
+
+def _odd(positive: Callable[[Builder, Value], Value]) -> Pointwise:
+    """An odd function from its half for x >= 0, with its slope at 0."""
+
+    def build(b: Builder, x: Value) -> Value:
+        below = b.pointwise("lt", x, 0.0)
+        half = positive(b, b.pointwise("where", below, b.pointwise("neg", x), x))
+        return b.pointwise("where", below, b.pointwise("neg", half), half)
+
+    return build
+
+
+def _asinh(b: Builder, x: Value) -> Value:
+    """log1p(x + x^2 / (1 + sqrt(1 + x^2))) for x >= 0."""
+    square = b.pointwise("square", x)
+    root = b.pointwise("sqrt", b.pointwise("add", square, 1.0))
+    return b.pointwise("log1p", b.pointwise("add", x, b.pointwise("div", square, b.pointwise("add", root, 1.0))))
+
+
+def _acosh(b: Builder, x: Value) -> Value:
+    above = b.pointwise("sub", x, 1.0)
+    root = b.pointwise("sqrt", b.pointwise("mul", above, b.pointwise("add", x, 1.0)))
+    return b.pointwise("log1p", b.pointwise("add", above, root))
+
+
+def _atanh(b: Builder, x: Value) -> Value:
+    pair = b.pointwise("log1p", x), b.pointwise("log1p", b.pointwise("neg", x))
+    return b.pointwise("mul", b.pointwise("sub", *pair), 0.5)
+
+
 def _xor(b: Builder, x: Value, y: Value) -> Value:
     return b.pointwise("ne", x, y)
 
@@ -199,6 +249,15 @@ _register(
         "addcmul": _addcmul,
         "addcdiv": _addcdiv,
         "exp2": _exp2,
+        "asinh": _odd(_asinh),
+        "acosh": _acosh,
+        "atanh": _atanh,
+        "erfc": lambda b, x: b.pointwise("sub", 1.0, b.pointwise("erf", x)),
+        "hypot": _hypot,
+        "logaddexp": _logaddexp,
+        "fmin": _fmin("le"),
+        "fmax": _fmin("ge"),
+        "isnan": lambda b, x: b.pointwise("ne", x, x),
         "log2": _log_over(math.log(2.0)),
         "log10": _log_over(math.log(10.0)),
         "special_expit": _same("sigmoid"),
@@ -214,6 +273,7 @@ _register(
         "logical_xor": _xor,
     }
 )
+POINTWISE[_aten.round.default] = _same("round")
 TRUTH_ONLY = {
     getattr(packet, overload)
     for packet in (_aten.bitwise_and, _aten.bitwise_or, _aten.bitwise_not, _aten.bitwise_xor, _aten.logical_xor)

@@ -139,7 +139,7 @@ class _Recorder(TorchDispatchMode):
         self.originals = {id(new): old for old, new in stand_ins}
         self.dynamic: set[int] = {id(tensor) for tensor in inputs[:2]}  # what depends on time or state
         self.expand = expand
-        self.depth = 0  # of decompositions that this call is in
+        self.expanding: list[Any] = []  # operations of whose decompositions this call is part
         for tensor in inputs:
             self.made(tensor)
 
@@ -165,14 +165,14 @@ class _Recorder(TorchDispatchMode):
         leaves = pytree.tree_leaves((args, kwargs))
         dynamic = any(id(leaf) in self.dynamic for leaf in leaves if isinstance(leaf, Tensor))
         # Within a decomposition also what depends on neither time nor state: views must be known as views.
-        simpler = self.expand(func) if dynamic or self.depth else None
+        simpler = self.expand(func) if (dynamic or self.expanding) and func not in self.expanding else None
         if simpler is not None:
-            self.depth += 1
+            self.expanding.append(func)
             try:
                 with self:
                     return simpler(*args, **kwargs)
             finally:
-                self.depth -= 1
+                self.expanding.pop()
         refs = lambda leaf: Ref(self.number(leaf)) if isinstance(leaf, Tensor) else leaf  # noqa: E731
         where = _users_line()
         if torch.Tag.nondeterministic_seeded in func.tags and not _without_chance(func, args, kwargs):
