@@ -66,11 +66,25 @@ FASTODE_INLINE Vec<T> expm1_v(Vec<T> x) {
     return select<T>(x == T(0), x, result);
 }
 
+// In float a quotient of polynomials, fitted to a relative error of 2.1e-8 up to where the result rounds to 1: half the
+// work of the exponential, and tanh is what neural fields spend their time on.
+FASTODE_INLINE F32 tanh_of(F32 x) {
+    static constexpr float p[] = {1.33356405561e-8F, 2.05954065115e-5F, 3.49475932011e-3F, 0.133803286832F,
+                                  0.999999979412F};
+    static constexpr float q[] = {7.76878877086e-7F, 3.28427775494e-4F, 2.58738317452e-2F, 0.46713644167F, 1.0F};
+    const F32 limit = splat<float>(9.01F), one = splat<float>(1.0F);
+    const F32 a = greater<float>(-limit, lesser<float>(limit, x));  // a NaN stays
+    const F32 z = a * a;
+    const F32 ratio = a * polynomial<float>(z, p) / polynomial<float>(z, q);
+    return greater<float>(-one, lesser<float>(one, ratio));
+}
+FASTODE_INLINE F64 tanh_of(F64 x) {
+    const F64 e = expm1_v<double>(lesser<double>(splat<double>(20.0), absolute<double>(x)) * 2.0);
+    return with_sign<double>(e / (e + 2.0), x);
+}
 template <class T>
 FASTODE_INLINE Vec<T> tanh_v(Vec<T> x) {
-    const Vec<T> limit = splat<T>(T(sizeof(T) == 4 ? 10 : 20));
-    const Vec<T> e = expm1_v<T>(lesser<T>(limit, absolute<T>(x)) * T(2));
-    return with_sign<T>(e / (e + T(2)), x);
+    return tanh_of(x);
 }
 
 template <class T>

@@ -48,12 +48,10 @@ public:
             for (int64_t i = 1; i < length; ++i) replay(start + i - 1, i - 1);
             for (int64_t i = length - 1; i >= 0; --i) step(start + i, states_ + i * dim_ * lanes_);
         }
-        for (int64_t lane = 0; lane < n; ++lane) {
-            if (adjoint_.gradients.y0 != nullptr) {
-                get_lane(adjoint_.gradients.y0 + sample_[lane] * dim_, p_, lanes_, lane, dim_);
-            }
-            frames_.write_gradients(adjoint_.gradients, sample_[lane], lane);
+        if (adjoint_.gradients.y0 != nullptr) {
+            get_lanes(p_, lanes_, n, dim_, [&](int64_t lane) { return adjoint_.gradients.y0 + sample_[lane] * dim_; });
         }
+        frames_.write_gradients(adjoint_.gradients, sample_, n);
     }
 
 private:
@@ -64,8 +62,8 @@ private:
             sample_[lane] = sample;
             count_[lane] = lane < n ? adjoint_.offsets[sample + 1] - adjoint_.offsets[sample] : 0;
             output_[lane] = adjoint_.n_times - 1;
-            frames_.load_param(adjoint_.leaves, sample, lane);
         }
+        frames_.load_params(adjoint_.leaves, sample_, active);
         std::fill_n(p_, dim_ * lanes_, T(0));
         frames_.clear_gradients();
         loaded_ = active;
@@ -91,12 +89,11 @@ private:
 
     void load_states(int64_t start) {
         const int64_t active = set_active(start);
-        for (int64_t lane = 0; lane < active; ++lane) {
-            const int64_t sample = sample_[lane];
+        put_lanes(states_, lanes_, active, dim_, [&](int64_t lane) {
             const int64_t j = count_[lane] > start ? start : standing(lane);
-            const int64_t row = adjoint_.state_offsets[sample] + j / adjoint_.every;
-            put_lane(states_, lanes_, lane, adjoint_.states + row * dim_, dim_);
-        }
+            const int64_t row = adjoint_.state_offsets[sample_[lane]] + j / adjoint_.every;
+            return adjoint_.states + row * dim_;
+        });
     }
 
     void set_times(int64_t j, int64_t active) {

@@ -20,35 +20,36 @@ void tile_evaluate(const TileProgram& program, int64_t batch, const double* t, c
     const double ns = estimated_ns(program.forward, lanes) + static_cast<double>(program.n_param + 2 * dim);
     const int64_t tiles = (batch + lanes - 1) / lanes;
     const int64_t per_chunk = std::max<int64_t>(1, (1024 + lanes - 1) / lanes);
-    parallel_chunks((tiles + per_chunk - 1) / per_chunk, threads_for(ns * static_cast<double>(batch), threads),
-                    [&](int64_t chunk, int) {
-                        Workspace& own = Workspace::of_this_thread();
-                        const Workspace::Scope inner(own);
-                        TileFrame<T> f;
-                        std::fill_n(f.base, kTileBases, nullptr);
-                        f.base[base_in] = own.take<T>(dim * lanes);
-                        f.base[base_out] = own.take<T>(dim * lanes);
-                        f.base[base_time] = own.take<T>(lanes);
-                        f.base[base_tmp] = own.take<T>(program.n_tmp * lanes);
-                        f.base[base_param] = own.take<T>(program.n_param * lanes);
-                        f.base[base_shared] = shared;
-                        f.maps = program.maps.data();
-                        f.lanes = lanes;
-                        const int64_t end = std::min(batch, (chunk + 1) * per_chunk * lanes);
-                        for (int64_t first = chunk * per_chunk * lanes; first < end; first += lanes) {
-                            const int64_t n = std::min(lanes, end - first);
-                            f.active = whole_lanes(n, lanes);
-                            for (int64_t lane = 0; lane < n; ++lane) {
-                                put_lane(f.base[base_in], lanes, lane, y + (first + lane) * dim, dim);
-                                f.base[base_time][lane] = static_cast<T>(t[first + lane]);
-                                pack_param(program, leaves, first + lane, f.base[base_param], lanes, lane);
-                            }
-                            run_code(program.forward, f);
-                            for (int64_t lane = 0; lane < n; ++lane) {
-                                get_lane(out + (first + lane) * dim, f.base[base_out], lanes, lane, dim);
-                            }
-                        }
-                    });
+    parallel_chunks(
+        (tiles + per_chunk - 1) / per_chunk, threads_for(ns * static_cast<double>(batch), threads),
+        [&](int64_t chunk, int) {
+            Workspace& own = Workspace::of_this_thread();
+            const Workspace::Scope inner(own);
+            TileFrame<T> f;
+            std::fill_n(f.base, kTileBases, nullptr);
+            f.base[base_in] = own.take<T>(dim * lanes);
+            f.base[base_out] = own.take<T>(dim * lanes);
+            f.base[base_time] = own.take<T>(lanes);
+            f.base[base_tmp] = own.take<T>(program.n_tmp * lanes);
+            f.base[base_param] = own.take<T>(program.n_param * lanes);
+            f.base[base_shared] = shared;
+            f.maps = program.maps.data();
+            f.lanes = lanes;
+            const int64_t end = std::min(batch, (chunk + 1) * per_chunk * lanes);
+            for (int64_t first = chunk * per_chunk * lanes; first < end; first += lanes) {
+                const int64_t n = std::min(lanes, end - first);
+                f.active = whole_lanes(n, lanes);
+                int64_t samples[kMostLanes];
+                for (int64_t lane = 0; lane < n; ++lane) {
+                    samples[lane] = first + lane;
+                    f.base[base_time][lane] = static_cast<T>(t[first + lane]);
+                }
+                put_lanes(f.base[base_in], lanes, n, dim, [&](int64_t lane) { return y + samples[lane] * dim; });
+                pack_params(program, leaves, samples, n, f.base[base_param], lanes);
+                run_code(program.forward, f);
+                get_lanes(f.base[base_out], lanes, n, dim, [&](int64_t lane) { return out + samples[lane] * dim; });
+            }
+        });
 }
 
 template <class T>
@@ -63,38 +64,37 @@ void tile_vjp(const TileProgram& program, int64_t batch, const double* t, const 
     const int64_t size = n_groups == 0 ? 0 : (batch + n_groups - 1) / n_groups;
     const double ns = estimated_ns(program.forward_keep, lanes) + estimated_ns(program.reverse, lanes) +
                       estimated_ns(program.accumulate, lanes) + static_cast<double>(program.n_param + 4 * dim);
-    over_groups<T>(program, n_groups, threads_for(ns * static_cast<double>(batch), threads), gradients.shared,
-                   [&](int64_t group, T* gshared, Workspace& own) {
-                       StageFrames<T> frames(program, 1, shared, gshared, own);
-                       TileFrame<T>& f = frames[0];
-                       const int64_t end = std::min(batch, (group + 1) * size);
-                       for (int64_t first = group * size; first < end; first += lanes) {
-                           const int64_t n = std::min(lanes, end - first), active = whole_lanes(n, lanes);
-                           frames.set_active(active);
-                           frames.clear_gradients();
-                           for (int64_t lane = 0; lane < active; ++lane) {
-                               // Lanes without a sample repeat the first one with a cotangent of zero.
-                               const int64_t sample = lane < n ? first + lane : first;
-                               put_lane(f.base[base_in], lanes, lane, y + sample * dim, dim);
-                               f.base[base_time][lane] = static_cast<T>(t[sample]);
-                               frames.load_param(leaves, sample, lane);
-                               put_lane(f.base[base_gout], lanes, lane, g + sample * dim, dim);
-                               if (lane < n) continue;
-                               for (int64_t i = 0; i < dim; ++i) f.base[base_gout][i * lanes + lane] = T(0);
-                           }
-                           run_code(program.forward_keep, f);
-                           run_code(program.reverse, f);
-                           const TileFrame<T>* used = &f;
-                           run_accumulate(program.accumulate, &used, 1);
-                           for (int64_t lane = 0; lane < n; ++lane) {
-                               const int64_t sample = first + lane;
-                               if (gradients.y0 != nullptr) {
-                                   get_lane(gradients.y0 + sample * dim, f.base[base_gin], lanes, lane, dim);
-                               }
-                               frames.write_gradients(gradients, sample, lane);
-                           }
-                       }
-                   });
+    over_groups<T>(
+        program, n_groups, threads_for(ns * static_cast<double>(batch), threads), gradients.shared,
+        [&](int64_t group, T* gshared, Workspace& own) {
+            StageFrames<T> frames(program, 1, shared, gshared, own);
+            TileFrame<T>& f = frames[0];
+            const int64_t end = std::min(batch, (group + 1) * size);
+            for (int64_t first = group * size; first < end; first += lanes) {
+                const int64_t n = std::min(lanes, end - first), active = whole_lanes(n, lanes);
+                frames.set_active(active);
+                frames.clear_gradients();
+                int64_t samples[kMostLanes];
+                for (int64_t lane = 0; lane < active; ++lane) {
+                    // Lanes without a sample repeat the first one with a cotangent of zero.
+                    samples[lane] = lane < n ? first + lane : first;
+                    f.base[base_time][lane] = static_cast<T>(t[samples[lane]]);
+                }
+                put_lanes(f.base[base_in], lanes, active, dim, [&](int64_t lane) { return y + samples[lane] * dim; });
+                std::fill_n(f.base[base_gout], dim * lanes, T(0));
+                put_lanes(f.base[base_gout], lanes, n, dim, [&](int64_t lane) { return g + samples[lane] * dim; });
+                frames.load_params(leaves, samples, active);
+                run_code(program.forward_keep, f);
+                run_code(program.reverse, f);
+                const TileFrame<T>* used = &f;
+                run_accumulate(program.accumulate, &used, 1);
+                if (gradients.y0 != nullptr) {
+                    get_lanes(f.base[base_gin], lanes, n, dim,
+                              [&](int64_t lane) { return gradients.y0 + samples[lane] * dim; });
+                }
+                frames.write_gradients(gradients, samples, n);
+            }
+        });
 }
 
 #define FASTODE_FOR(T)                                                                                                \

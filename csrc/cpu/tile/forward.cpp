@@ -91,13 +91,13 @@ public:
             const int64_t n = std::min(lanes_, end - first);
             load(first, n);
             choose_first_steps(n);
+            if (solve_.k1 != nullptr) {
+                get_lanes(k_[0], lanes_, n, dim_, [&](int64_t lane) { return solve_.k1 + (first + lane) * dim_; });
+            }
+            if (first == last) break;
+            get_lanes(k_[0], lanes_, n, dim_, [&](int64_t lane) { return k1_ + (first + lane - begin) * dim_; });
             for (int64_t lane = 0; lane < n; ++lane) {
-                if (solve_.k1 != nullptr) {
-                    get_lane(solve_.k1 + (first + lane) * dim_, k_[0], lanes_, lane, dim_);
-                }
-                if (first == last) continue;
                 const int64_t at = first + lane - begin;
-                get_lane(k1_ + at * dim_, k_[0], lanes_, lane, dim_);
                 h0_[at] = l_.h[lane];
                 sound_[at] = !std::isnan(d1_[lane]);
             }
@@ -130,8 +130,6 @@ private:
     void load(int64_t first, int64_t n) {
         set_active(whole_lanes(n, lanes_));
         for (int64_t lane = 0; lane < n; ++lane) {
-            put_lane(y_, lanes_, lane, solve_.y0 + (first + lane) * dim_, dim_);
-            pack_param(program_, solve_.leaves, first + lane, frame_.base[base_param], lanes_, lane);
             const double t = solve_.time(0, first + lane), stop = solve_.time(solve_.n_times - 1, first + lane);
             l_.t[lane] = t;
             l_.end[lane] = stop;
@@ -139,6 +137,8 @@ private:
             l_.h[lane] = 0.0;
             sample_[lane] = first + lane;
         }
+        put_lanes(y_, lanes_, n, dim_, [&](int64_t lane) { return solve_.y0 + (first + lane) * dim_; });
+        pack_params(program_, solve_.leaves, sample_, n, frame_.base[base_param], lanes_);
     }
 
     void evaluate(T* state, T* out) {

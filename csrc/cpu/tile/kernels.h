@@ -28,6 +28,20 @@ struct TileAccumulateKernels {
 };
 FASTODE_ISA_TABLE(TileAccumulateKernels, tile_accumulate_kernels)
 
+// Rows of contiguous numbers to columns of a tile, and back.
+template <class T>
+struct TilePacking {
+    // out[c * stride + r] = rows[r][c]
+    void (*spread)(T* out, int64_t stride, const T* const* rows, int64_t n_rows, int64_t n_columns);
+    // rows[r][c] = in[c * stride + r]
+    void (*collect)(T* const* rows, const T* in, int64_t stride, int64_t n_rows, int64_t n_columns);
+};
+struct TilePackKernels {
+    TilePacking<float> f32;
+    TilePacking<double> f64;
+};
+FASTODE_ISA_TABLE(TilePackKernels, tile_pack_kernels)
+
 constexpr int kMaxStages = 32;
 constexpr int kMaxTileTerms = 2 * kMaxStages + 8;
 

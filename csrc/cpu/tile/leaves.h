@@ -1,13 +1,17 @@
-// The weights and per-sample constants of a call, and how they come into a tile.
+// The weights and per-sample constants of a call, and how rows of the caller's memory come into the lanes of a tile.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
+#include "cpu/tile/kernels.h"
 #include "cpu/tile/program.h"
 
 namespace fastode {
+
+constexpr int64_t kMostLanes = 256;
 
 // Pointers as the caller has them. Per-sample leaf i of sample b starts at params[i] + b * strides[i].
 template <class T>
@@ -16,14 +20,40 @@ struct TileLeaves {
     std::vector<int64_t> strides;
 };
 
+inline const TilePacking<float>& packing_kernels(const float*) { return tile_pack_kernels().f32; }
+inline const TilePacking<double>& packing_kernels(const double*) { return tile_pack_kernels().f64; }
+
+inline int64_t whole_lanes(int64_t n, int64_t lanes) { return lanes == 1 ? 1 : (n + 15) / 16 * 16; }
+
+// out[r * cols + c] = from[r * src_rs + c * src_cs]
+template <class T>
+void copy_block(const TilePack& p, const T* from, T* out) {
+    if (p.src_cs == 1 || p.cols == 1) {
+        if (p.src_rs == p.cols || p.rows == 1) {
+            std::copy_n(from, p.rows * p.cols, out);
+        } else {
+            for (int64_t r = 0; r < p.rows; ++r) std::copy_n(from + r * p.src_rs, p.cols, out + r * p.cols);
+        }
+    } else if (p.src_rs == 1) {
+        constexpr int64_t kRows = 16;  // at once
+        const T* rows[kRows];
+        for (int64_t c = 0; c < p.cols; c += kRows) {
+            const int64_t n = std::min(kRows, p.cols - c);
+            for (int64_t i = 0; i < n; ++i) rows[i] = from + (c + i) * p.src_cs;
+            packing_kernels(out).spread(out + c, p.cols, rows, n, p.rows);
+        }
+    } else {
+        for (int64_t r = 0; r < p.rows; ++r) {
+            for (int64_t c = 0; c < p.cols; ++c) out[r * p.cols + c] = from[r * p.src_rs + c * p.src_cs];
+        }
+    }
+}
+
 // All of SHARED.
 template <class T>
 void pack_shared(const TileProgram& program, const TileLeaves<T>& leaves, T* out) {
     for (const TilePack& p : program.shared_pack) {
-        const T* from = leaves.shared[static_cast<size_t>(p.leaf)] + p.src;
-        for (int64_t r = 0; r < p.rows; ++r) {
-            for (int64_t c = 0; c < p.cols; ++c) out[p.dst + r * p.cols + c] = from[r * p.src_rs + c * p.src_cs];
-        }
+        copy_block(p, leaves.shared[static_cast<size_t>(p.leaf)] + p.src, out + p.dst);
     }
 }
 
@@ -35,13 +65,49 @@ void pack_param(const TileProgram& program, const TileLeaves<T>& leaves, int64_t
         const auto leaf = static_cast<size_t>(p.leaf);
         const T* from = leaves.params[leaf] + sample * leaves.strides[leaf] + p.src;
         T* to = out + p.dst * lanes + lane;
+        if (lanes == 1) {
+            copy_block(p, from, to);
+            continue;
+        }
         for (int64_t r = 0; r < p.rows; ++r) {
-            for (int64_t c = 0; c < p.cols; ++c) to[(r * p.cols + c) * lanes] = from[r * p.src_rs + c * p.src_cs];
+            const T* row = from + r * p.src_rs;
+            for (int64_t c = 0; c < p.cols; ++c, to += lanes) *to = row[c * p.src_cs];
         }
     }
 }
 
-// Rows to and from lanes.
+// The constants of n samples into the first n lanes.
+template <class T>
+void pack_params(const TileProgram& program, const TileLeaves<T>& leaves, const int64_t* samples, int64_t n, T* out,
+                 int64_t lanes) {
+    if (lanes == 1) return pack_param(program, leaves, samples[0], out, 1, 0);
+    const T* rows[kMostLanes];
+    for (const TilePack& p : program.param_pack) {
+        const auto leaf = static_cast<size_t>(p.leaf);
+        // Runs of contiguous numbers: everything, the rows, or the columns.
+        const bool whole = (p.src_cs == 1 || p.cols == 1) && (p.src_rs == p.cols || p.rows == 1);
+        const bool by_rows = p.src_cs == 1 || p.src_rs != 1;
+        const int64_t runs = whole ? 1 : by_rows ? p.rows : p.cols;
+        const int64_t length = whole ? p.rows * p.cols : by_rows ? p.cols : p.rows;
+        const int64_t from_step = by_rows ? p.src_rs : p.src_cs, to_step = by_rows ? p.cols : 1;
+        const int64_t stride = (by_rows ? 1 : p.cols) * lanes;
+        for (int64_t run = 0; run < runs; ++run) {
+            for (int64_t lane = 0; lane < n; ++lane) {
+                rows[lane] = leaves.params[leaf] + samples[lane] * leaves.strides[leaf] + p.src + run * from_step;
+            }
+            T* to = out + (p.dst + run * to_step) * lanes;
+            if (!by_rows || p.src_cs == 1 || length == 1) {
+                packing_kernels(to).spread(to, stride, rows, n, length);
+                continue;
+            }
+            for (int64_t c = 0; c < length; ++c) {
+                for (int64_t lane = 0; lane < n; ++lane) to[c * lanes + lane] = rows[lane][c * p.src_cs];
+            }
+        }
+    }
+}
+
+// A row to and from one lane.
 template <class T>
 void put_lane(T* tile, int64_t lanes, int64_t lane, const T* row, int64_t n) {
     for (int64_t i = 0; i < n; ++i) tile[i * lanes + lane] = row[i];
@@ -51,6 +117,26 @@ void get_lane(T* row, const T* tile, int64_t lanes, int64_t lane, int64_t n) {
     for (int64_t i = 0; i < n; ++i) row[i] = tile[i * lanes + lane];
 }
 
-inline int64_t whole_lanes(int64_t n, int64_t lanes) { return lanes == 1 ? 1 : (n + 15) / 16 * 16; }
+// Rows of `width` numbers to and from the first n lanes; row(lane) says where each is.
+template <class T, class F>
+void put_lanes(T* tile, int64_t lanes, int64_t n, int64_t width, F&& row) {
+    const T* rows[kMostLanes];
+    for (int64_t lane = 0; lane < n; ++lane) rows[lane] = row(lane);
+    if (lanes == 1) {
+        std::copy_n(rows[0], width, tile);
+    } else {
+        packing_kernels(tile).spread(tile, lanes, rows, n, width);
+    }
+}
+template <class T, class F>
+void get_lanes(const T* tile, int64_t lanes, int64_t n, int64_t width, F&& row) {
+    T* rows[kMostLanes];
+    for (int64_t lane = 0; lane < n; ++lane) rows[lane] = row(lane);
+    if (lanes == 1) {
+        std::copy_n(tile, width, rows[0]);
+    } else {
+        packing_kernels(tile).collect(rows, tile, lanes, n, width);
+    }
+}
 
 }  // namespace fastode

@@ -45,20 +45,20 @@ public:
     void set_gshared(T* gshared) {
         for (int i = 0; i < count_; ++i) frame_[i].base[base_gshared] = gshared;
     }
-    void load_param(const TileLeaves<T>& leaves, int64_t sample, int64_t lane) {
-        pack_param(program_, leaves, sample, frame_[0].base[base_param], program_.backward_lanes, lane);
+    void load_params(const TileLeaves<T>& leaves, const int64_t* samples, int64_t n) {
+        pack_params(program_, leaves, samples, n, frame_[0].base[base_param], program_.backward_lanes);
     }
     void clear_gradients() {
         std::fill_n(frame_[0].base[base_gparam], program_.n_gparam * program_.backward_lanes, T(0));
     }
-    void write_gradients(const TileGradients<T>& gradients, int64_t sample, int64_t lane) const {
+    // The gradients of per-sample leaves of the first n lanes.
+    void write_gradients(const TileGradients<T>& gradients, const int64_t* samples, int64_t n) const {
         int64_t at = 0;
         for (size_t leaf = 0; leaf < program_.param_sizes.size(); ++leaf) {
             const int64_t size = program_.param_sizes[leaf];
             if (gradients.params[leaf] != nullptr) {
-                get_lane(gradients.params[leaf] + sample * size,
-                         frame_[0].base[base_gparam] + at * program_.backward_lanes, program_.backward_lanes, lane,
-                         size);
+                get_lanes(frame_[0].base[base_gparam] + at * program_.backward_lanes, program_.backward_lanes, n, size,
+                          [&](int64_t lane) { return gradients.params[leaf] + samples[lane] * size; });
             }
             at += size;
         }
