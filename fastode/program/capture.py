@@ -119,6 +119,7 @@ def capture_field(
         field.controls_spec,
         tuple((c.shape[1:], c.dtype) for c in controls),
         y0.device.type,
+        field.autocast[0],
     )
     home, name = _home(field.field)
     kept: _Kept | None = None

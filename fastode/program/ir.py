@@ -88,7 +88,7 @@ class Value:
         size: number of components.
         data: const: (number,). shared, sample: (index of the leaf,). sum, amax: (outer, reduced, inner) of the operand.
             matmul: (M, K, N, offset, row stride, column stride of each of the two operands in turn).
-            unsupported: (reason,).
+            unsupported: (reason, line of the user's code).
         index: gather: the operand's component for each of this value's, -1 for zero; scatter: the component of
             this value that each of the operand's is added to, -1 for none.
         where: the line of the user's code it came from.
@@ -252,9 +252,9 @@ class Builder:
         """A number."""
         return self.make("const", (), 1, (float(number), math.copysign(1.0, number)))
 
-    def unsupported(self, reason: str, size: int = 1) -> Value:
+    def unsupported(self, reason: str, size: int = 1, where: str | None = None) -> Value:
         """Something that no program can compute; an error only if the result depends on it."""
-        return self.make("unsupported", (), size, (reason, self.where))
+        return self.make("unsupported", (), size, (reason, where or self.where))
 
     def pointwise(self, op: str, *args: Value | float) -> Value:
         """A pointwise operation, folded where its operands are numbers."""

@@ -130,11 +130,14 @@ class Lowered:
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.graph, self.dtype, self.device = graph, dtype, device
+    def __init__(
+        self, graph: Graph, dim: int, dtype: torch.dtype, device: torch.device, name_of: Callable[[int], str]
+    ) -> None:
+        self.graph, self.dtype, self.device, self.name_of = graph, dtype, device, name_of
         self.b = Builder()
         self.views: dict[int, View] = {}
         self.levels: dict[int, int] = {}
+        self.unknown_views: set[int] = set()  # storages whose memory may be that of another one
         self.leaves: dict[str, list[int]] = {SHARED: [], SAMPLE: []}
         self.prologue: list[tuple[Call, list[int]]] = []  # and the storages that it writes into
         self._input(graph.time, 2, self.b.make(TIME, (), 1))
@@ -167,17 +170,15 @@ class _Lowering:
                 meta.batch_dim and meta.shape[meta.batch_dim] != 1
             ):  # merged in front, (B k, n), is (B, k, n) in memory
                 storage.value = self.b.unsupported("controls whose samples are merged with another dimension")
-            elif meta.dtype not in (self.dtype, torch.bool):
-                storage.value = self.b.unsupported(
-                    f"a tensor of {meta.dtype}, where the state has {self.dtype}", int(np.prod(meta.shape))
-                )
+            elif meta.dtype.is_complex:
+                storage.value = self.b.unsupported(f"a tensor of {meta.dtype}", int(np.prod(meta.shape)))
             else:
-                if meta.dtype == torch.bool:  # leaves are numbers of the state's type
-                    truth, number = number, max(self.graph.metas) + 1
+                if meta.dtype != self.dtype:  # as torch promotes it: the result of what it is used in is the state's
+                    given, number = number, max(self.graph.metas) + 1
                     self.graph.metas[number] = Meta(meta.shape, meta.batch_dim, self.dtype)
                     cast = {"dtype": self.dtype}
                     self.prologue.append(
-                        (Call(_aten._to_copy.default, (Ref(truth),), cast, [number], False, self.b.where), [])
+                        (Call(_aten._to_copy.default, (Ref(given),), cast, [number], True, self.b.where), [])
                     )
                 kind = SHARED if meta.batch_dim is None else SAMPLE
                 if number not in self.leaves[kind]:
@@ -190,7 +191,7 @@ class _Lowering:
         view = self.views[number]
         content = self.content(view.storage)
         if content.op == "unsupported":
-            return self.b.unsupported(content.data[0], view.index.size)
+            return self.b.unsupported(content.data[0], view.index.size, content.data[1])
         if content.op == "const":
             return content
         return self.b.gather(content, view.index)
@@ -211,8 +212,10 @@ class _Lowering:
         """Overwrites an existing tensor, and with it whatever looks at the same storage."""
         view = self.views[number]
         storage = view.storage
+        if storage.base in self.unknown_views:
+            raise NotAProgram("the field writes into memory that is seen through a view of another kind", self.b.where)
         if storage.level < 2 and storage.base in (*self.graph.externals, *self.graph.controls):
-            self.fail("the field writes into a tensor that it was given or that it owns")
+            self.refuse_writing(storage.base)
         content = self.content(storage)
         if "unsupported" in (content.op, value.op):
             storage.value = content if content.op == "unsupported" else value
@@ -256,8 +259,8 @@ class _Lowering:
     def storage_size(self, storage: Storage) -> int:
         return int(np.prod(self.graph.metas[storage.base].shape))
 
-    def fail(self, reason: str) -> None:
-        raise NotAProgram(reason, self.b.where)
+    def refuse_writing(self, number: int) -> None:
+        raise NotAProgram(f"the field writes into {self.name_of(number)}, which it was given or owns", self.b.where)
 
     # -- the calls
 
@@ -270,6 +273,8 @@ class _Lowering:
 
     def call(self, call: Call) -> None:
         func = call.func
+        if not call.outputs:
+            return
         tensors = [leaf.index for leaf in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Ref)]
         if func in FILLS or func in EMPTY:
             self.fill(call)
@@ -288,8 +293,11 @@ class _Lowering:
             return
         if level < 2:
             if in_place and self.views[in_place[0]].storage.base in (*self.graph.externals, *self.graph.controls):
-                self.fail("the field writes into a tensor that it was given or that it owns")
+                self.refuse_writing(self.views[in_place[0]].storage.base)
             self.prologue.append((call, [self.views[n].storage.base for n in in_place]))
+            if any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns):
+                self.unknown_views.update(self.views[n].storage.base for n in tensors)
+                self.unknown_views.update(call.outputs)
             for number in call.outputs:
                 if number not in self.views:
                     meta = self.graph.metas[number]
@@ -304,12 +312,19 @@ class _Lowering:
             return
         for number in call.outputs:
             problem = self.graph.metas[number].problem
-            if problem is None and self.graph.metas[number].dtype not in (self.dtype, torch.bool):
-                problem = f"{func} makes a tensor of {self.graph.metas[number].dtype} of a state of {self.dtype}"
+            dtype = self.graph.metas[number].dtype
             if problem is not None:
-                self.set(number, self.b.unsupported(f"{problem}, by {func}"), Meta((), None, self.dtype))
-        if any(self.graph.metas[n].problem is not None for n in call.outputs):
-            return
+                problem = f"{problem}, by {func}"
+            elif dtype not in (self.dtype, torch.bool):
+                problem = f"{func} makes a tensor of {dtype} of a state of {self.dtype}"
+            if problem is None:
+                continue
+            if number in in_place:
+                self.write(number, self.b.unsupported(problem))
+            else:
+                self.set(number, self.b.unsupported(problem), Meta((), None, self.dtype))
+            if number == call.outputs[0]:
+                return
         value = self.dynamic(call)
         if not call.grad and value.op != "unsupported":
             old = self.read(call.outputs[0]) if in_place else None
@@ -324,7 +339,7 @@ class _Lowering:
         else:
             self.set(output, value, self.graph.metas[output])
         for number in call.outputs[1:]:
-            self.set(number, self.b.unsupported(f"the second result of {func}"), Meta((), None, self.dtype))
+            self.set(number, self.b.unsupported(f"another result of {func} than the first"), Meta((), None, self.dtype))
 
     def fill(self, call: Call) -> None:
         (number,) = call.outputs
@@ -332,11 +347,9 @@ class _Lowering:
         if meta.problem is not None:
             self.set(number, self.b.unsupported(meta.problem), Meta((), None, self.dtype))
             return
-        if meta.dtype not in (self.dtype, torch.bool, torch.int64) and meta.shape:
-            self.set(number, self.b.unsupported(f"a tensor of {meta.dtype}"), meta)
-            return
         # What empty memory holds is overwritten before it is read, or the field is in error.
         number_in_it = 0.0 if call.func in EMPTY else FILLS[call.func](call.args)
+        number_in_it = float(torch.tensor(number_in_it, dtype=meta.dtype))
         shape = [Batch(n) if d == meta.batch_dim else n for d, n in enumerate(meta.shape)]
         made = Call(
             _aten.full.default,
@@ -417,12 +430,14 @@ class _Lowering:
         """An argument of a pointwise operation, brought to the shape of its result; of size 1 left as it is."""
         if isinstance(argument, bool):
             return float(argument)
+        if isinstance(argument, Batch):
+            return self.b.unsupported("the number of samples is an argument of an operation")
         if not isinstance(argument, Ref):
             return argument
         own = self.graph.metas[argument.index]
         value = self.read(argument.index)
         if value.op == "unsupported":
-            return self.b.unsupported(value.data[0])
+            return value
         if own.batch_dim is not None and meta.batch_dim is not None:
             if own.batch_dim + len(meta.shape) - len(own.shape) != meta.batch_dim:
                 return self.b.unsupported("combines the batch dimension of one tensor with another dimension")
@@ -551,7 +566,7 @@ def _product(low: _Lowering, a: Ref, b: Ref, meta: Meta) -> Value:
     xa, xb = low.read(a.index), low.read(b.index)
     for x in (xa, xb):
         if x.op == "unsupported":
-            return low.b.unsupported(x.data[0])
+            return x
     rank = len(ma.shape)
     if ma.batch_dim == rank - 1 or mb.batch_dim == rank - 2:
         return low.b.unsupported("a sum over the samples, by a matrix product")
@@ -597,7 +612,7 @@ def _mv(low: _Lowering, call: Call, meta: Meta) -> Value:
     left, right = low.read(a.index), low.read(x.index)
     for value in (left, right):
         if value.op == "unsupported":
-            return low.b.unsupported(value.data[0])
+            return value
     return low.b.matmul(left, right, ma.shape[0], ma.shape[1], 1)
 
 
@@ -607,7 +622,7 @@ def _cat(low: _Lowering, call: Call, meta: Meta) -> Value:
     values = [low.read(ref.index) for ref in refs]
     for value in values:
         if value.op == "unsupported":
-            return low.b.unsupported(value.data[0])
+            return value
     stacked = call.func is _aten.stack.default
     given = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
     dim = int(given) % len(meta.shape)
@@ -956,7 +971,7 @@ def lower(graph: Graph, dim: int, dtype: torch.dtype, device: torch.device, name
     Raises:
         NotAProgram: the result depends on something that no program can compute.
     """
-    lowering = _Lowering(graph, dim, dtype, device)
+    lowering = _Lowering(graph, dim, dtype, device, name_of)
     output = lowering.run()
     for value in in_order([output]):
         if value.op == "unsupported":

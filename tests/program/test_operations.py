@@ -127,9 +127,7 @@ BINARY = {
 }
 TERNARY = {
     "where": lambda y, c, t: torch.where(y > c, y, c * y),
-    "where_numbers": lambda y, c, t: (
-        torch.where(y > 0, y, 0.3) + torch.where(y > 0, 1.0, y) + torch.where(y > 0, 1.0, 2.0)
-    ),
+    "where_numbers": lambda y, c, t: torch.where(y > 0, y, 0.3) + torch.where(y > 0, 1.0, y),
     "where_time": lambda y, c, t: torch.where(t > 1, y, c),
     "addcmul": lambda y, c, t: torch.addcmul(c, y, y, value=0.5) + torch.addcmul(y, c, t),
     "addcdiv": lambda y, c, t: torch.addcdiv(c, y, positive(y), value=0.5),
