@@ -246,9 +246,10 @@ def tanh_field(dim, dtype, weight, bias, lanes, backward_lanes=None):
     # By columns: in rows a matrix is used that way.
     w, w_back = at(base, 0, 1, dim), at(base, 0, dim, 1)
     pack = [[0, 0, dim, dim, 1, dim, 0], [1, 0, 1, dim, 0, 1, square]]
-    product = lambda out: ins("matmul", dim, at(out), w, at("IN"), n1=dim, n2=1)  # noqa: E731
-    b = at(base, square)
-    keep = [product("TMP"), ins("add", dim, at("TMP"), at("TMP"), b), ins("tanh", dim, at("OUT"), at("TMP"))]
+    keep = [
+        ins("matmul", dim, at("TMP"), w, at("IN"), at(base, square), n1=dim, n2=1),
+        ins("tanh", dim, at("OUT"), at("TMP")),
+    ]
     reverse = [
         ins("tanh_back", dim, at("ADJ"), at("GOUT"), at("OUT")),
         ins("matmul", dim, at("GIN"), w_back, at("ADJ"), n1=dim, n2=1),

@@ -77,6 +77,31 @@ FASTODE_INLINE Mask<T> first_lanes(int64_t count) {
     return mask;
 }
 
+// The sums of the lanes of each of eight vectors.
+FASTODE_INLINE void sum_lanes_of_8(const F32* x, float* out) {
+#if defined(__AVX2__)
+    __m256 r[8];
+    for (int i = 0; i < 8; ++i) {
+#if defined(__AVX512F__)
+        __m256 halves[2];
+        __builtin_memcpy(halves, x + i, sizeof halves);
+        r[i] = _mm256_add_ps(halves[0], halves[1]);
+#else
+        r[i] = x[i];
+#endif
+    }
+    for (int i = 0; i < 4; ++i) r[i] = _mm256_hadd_ps(r[2 * i], r[2 * i + 1]);
+    for (int i = 0; i < 2; ++i) r[i] = _mm256_hadd_ps(r[2 * i], r[2 * i + 1]);
+    _mm256_storeu_ps(out,
+                     _mm256_add_ps(_mm256_permute2f128_ps(r[0], r[1], 0x20), _mm256_permute2f128_ps(r[0], r[1], 0x31)));
+#else
+    for (int i = 0; i < 8; ++i) out[i] = lane_sum<float>(x[i]);
+#endif
+}
+FASTODE_INLINE void sum_lanes_of_8(const F64* x, double* out) {
+    for (int i = 0; i < 8; ++i) out[i] = lane_sum<double>(x[i]);
+}
+
 template <class T, int kRows>
 FASTODE_INLINE void dot_block(const DotProduct<T>& p, int64_t row, Mask<T> rest) {
     constexpr int W = Simd<T>::W;
@@ -91,9 +116,15 @@ FASTODE_INLINE void dot_block(const DotProduct<T>& p, int64_t row, Mask<T> rest)
         const Vec<T> x = keep_if<T>(rest, load<T>(p.b + j));
         for (int r = 0; r < kRows; ++r) sum[r] = fma(keep_if<T>(rest, load<T>(a + r * p.a_row + j)), x, sum[r]);
     }
+    T totals[kRows];
+    if constexpr (kRows == 8) {
+        sum_lanes_of_8(sum, totals);
+    } else {
+        for (int r = 0; r < kRows; ++r) totals[r] = lane_sum<T>(sum[r]);
+    }
     for (int r = 0; r < kRows; ++r) {
         const T start = p.c == nullptr ? T(0) : p.c[(row + r) * p.c_step];
-        p.out[(row + r) * p.out_step] = start + lane_sum<T>(sum[r]);
+        p.out[(row + r) * p.out_step] = start + totals[r];
     }
 }
 

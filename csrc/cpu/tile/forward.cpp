@@ -15,6 +15,7 @@ namespace {
 constexpr double kThreadNs = 15000;  // work that is worth waking another thread
 constexpr double kUsualEvals = 40;   // of a sample in a solve, for that estimate
 constexpr int64_t kGroupsPerThread = 4;
+constexpr int kPrefetchParts = 12;
 
 // One thread's tile and the samples of one group that go through it.
 template <class T>
@@ -80,8 +81,38 @@ public:
                    adaptive_};
     }
 
-    // Samples [begin, end) of the batch; k1 and h0 hold what is found for them before their steps begin.
+    // Samples [begin, end) of the batch.
     void run(int64_t begin, int64_t end, Workspace& memory) {
+        if (lanes_ == 1) {
+            for (int64_t sample = begin; sample < end; ++sample) run_row(sample, end);
+        } else {
+            run_lanes(begin, end, memory);
+        }
+    }
+
+private:
+    void set_active(int64_t n) {
+        frame_.active = n;
+        terms_.width = dim_;
+        terms_.lanes = lanes_;
+        terms_.active = n;
+    }
+
+    // One sample by itself.
+    void run_row(int64_t sample, int64_t end) {
+        load(sample, 1);
+        next_ = sample + 1 < end ? sample + 1 : -1;
+        prefetched_ = 0;
+        choose_first_steps(1);
+        if (solve_.k1 != nullptr) std::copy_n(k_[0], dim_, solve_.k1 + sample * dim_);
+        live_ = 0;
+        begin_sample(0, sample, l_.h[0], !std::isnan(d1_[0]));
+        while (live_ > 0) step();
+    }
+
+    // Lanes take one sample after another. The first steps are chosen tile by tile before; k1 and h0 hold what is found
+    // for samples until a lane takes them.
+    void run_lanes(int64_t begin, int64_t end, Workspace& memory) {
         begin_ = begin;
         const int64_t last = begin + (end - begin - 1) / lanes_ * lanes_;  // the first sample of the last tile
         k1_ = last > begin ? memory.take<T>((last - begin) * dim_) : nullptr;
@@ -117,14 +148,6 @@ public:
             shrink();
             step();
         }
-    }
-
-private:
-    void set_active(int64_t n) {
-        frame_.active = n;
-        terms_.width = dim_;
-        terms_.lanes = lanes_;
-        terms_.active = n;
     }
 
     void load(int64_t first, int64_t n) {
@@ -224,6 +247,12 @@ private:
         return false;
     }
 
+    // A part of the constants of the sample that comes next in rows.
+    void prefetch() {
+        if (next_ >= 0) prefetch_param(program_, solve_.leaves, next_, prefetched_, kPrefetchParts);
+        ++prefetched_;
+    }
+
     // The next sample of the queue that has steps to take.
     void refill(int64_t lane) {
         while (queue_ < queue_end_) {
@@ -286,6 +315,7 @@ private:
         const int s = method_.s;
         stepping_.begin(bounds_, l_, step_of_, active);
         for (int i = 1; i < s; ++i) {
+            if (prefetched_ < kPrefetchParts) prefetch();
             terms_.n = 0;
             for (int j = 0; j < i; ++j) add_term<T>(terms_, method_.a_at(i, j), k_[j]);
             stage_.combine(terms_, y1_, y_, step_of_);
@@ -391,7 +421,8 @@ private:
     T* k1_ = nullptr;
     double* h0_ = nullptr;
     char* sound_ = nullptr;
-    int64_t begin_ = 0, queue_ = 0, queue_end_ = 0, live_ = 0;
+    int prefetched_ = kPrefetchParts;  // of the next sample's constants
+    int64_t next_ = -1, begin_ = 0, queue_ = 0, queue_end_ = 0, live_ = 0;
 };
 
 }  // namespace
