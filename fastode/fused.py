@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from fastode.autograd import boundary_gradients, once_only
 from fastode.backends.base import Forward
 from fastode.backends.cpu.backend import CpuBackend, leaves_for_kernels
+from fastode.backends.healthy import healthy_index
 from fastode.checkpoint import Checkpoint
 from fastode.problem import Inputs, Plan
 from fastode.program.capture import Capture
@@ -17,47 +19,47 @@ from fastode.status import Status
 
 
 class _ProgramSolve(torch.autograd.Function):
+    """Ties the result of a solve to what it was computed from."""
+
     @staticmethod
     def forward(
         ctx: Any,
         backend: CpuBackend,
         plan: Plan,
         capture: Capture,
-        policy: Checkpoint,
+        result: Forward,
+        at_times: tuple[Tensor, tuple[list[Tensor], list[Tensor]]] | None,
         y0: Tensor,
         times: Tensor,
         *leaves: Tensor,
-    ) -> tuple[Tensor, Forward]:
-        n = len(capture.program.shared)
-        shared, sample = leaves_for_kernels(leaves[:n], leaves[n:])
-        k1 = torch.empty_like(y0, memory_format=torch.contiguous_format) if ctx.needs_input_grad[5] else None
-        result = backend.forward(plan, capture, y0.detach().contiguous(), shared, sample, policy, k1)
+    ) -> Tensor:
+        k1, ctx.leaves_at_times = at_times or (None, None)
         ctx.backend, ctx.plan, ctx.capture = backend, plan, capture
         ctx.record, ctx.failed = result.record, result.failed
         ctx.solved = result.status == Status.SUCCESS
         ctx.save_for_backward(k1, None if k1 is None else result.ys, *leaves)
         ctx.sources = (y0, times, *leaves)
         ctx.set_materialize_grads(False)
-        return result.ys, result
+        return result.ys
 
     @staticmethod
     @once_only("checkpoint")
-    def backward(ctx: Any, grad_ys: Tensor | None, _: None) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_ys: Tensor | None) -> tuple[Any, ...]:
         k1, ys, *leaves = ctx.saved_tensors
         plan, capture = ctx.plan, ctx.capture
         if grad_ys is None:
-            return (None,) * (6 + len(leaves))
+            return (None,) * (7 + len(leaves))
         n = len(capture.program.shared)
         shared, sample = leaves_for_kernels(leaves[:n], leaves[n:])
-        wanted = ctx.needs_input_grad[6:]
-        a0, grads = ctx.backend.backward(plan, capture, ctx.record, shared, sample, tuple(wanted), ctx.solved, grad_ys)
+        wanted = tuple(ctx.needs_input_grad[7:])
+        a0, grads = ctx.backend.backward(plan, capture, ctx.record, shared, sample, wanted, ctx.solved, grad_ys)
         if k1 is None and not ctx.failed and not _starts_again(plan):
-            return None, None, None, None, a0.add_(grad_ys[0]), None, *grads
+            return None, None, None, None, None, a0.add_(grad_ys[0]), None, *grads
         lam = torch.where(ctx.solved[:, None], grad_ys, 0.0) if ctx.failed else grad_ys
         grad_y0, grad_times = boundary_gradients(
-            plan, lambda t, y: ctx.backend.evaluate(capture, t, y, shared, sample), k1, ys, lam, a0, ctx.solved
+            plan, lambda t, y: ctx.backend.evaluate(capture, t, y, *ctx.leaves_at_times), k1, ys, lam, a0, ctx.solved
         )
-        return None, None, None, None, grad_y0, grad_times, *grads
+        return None, None, None, None, None, grad_y0, grad_times, *grads
 
 
 def _starts_again(plan: Plan) -> bool:
@@ -69,21 +71,55 @@ def _starts_again(plan: Plan) -> bool:
 
 
 def program_solve(
-    backend: CpuBackend,
-    plan: Plan,
-    inputs: Inputs,
-    capture: Capture,
-    leaves: tuple[list[Tensor], list[Tensor]],
-    policy: Checkpoint,
-) -> tuple[Tensor, None, Forward]:
+    backend: CpuBackend, plan: Plan, inputs: Inputs, capture: Capture, tensors: Sequence[Tensor], policy: Checkpoint
+) -> tuple[Tensor, Tensor | None, Forward]:
     """Solves with the exact discrete adjoint: ys (T, B, D) with their graph, and the rest.
 
     Without anything to differentiate nothing is recorded.
+
+    Args:
+        backend: what executes the program.
+        plan: the solve.
+        inputs: its inputs.
+        capture: the field's program.
+        tensors: what the field holds now.
+        policy: what the record keeps.
     """
-    tensors = [*leaves[0], *leaves[1]]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (inputs.y0, inputs.times, *tensors)):
-        ys, result = _ProgramSolve.apply(backend, plan, capture, policy, inputs.y0, inputs.times, *tensors)
-        return ys, None, result
-    shared, sample = leaves_for_kernels(*leaves)
-    result = backend.forward(plan, capture, inputs.y0.detach().contiguous(), shared, sample, None, None)
-    return result.ys, None, result
+    leaves = capture.leaves(tensors, inputs.controls, plan.batch)
+    both = (*leaves[0], *leaves[1])
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs.y0, inputs.times, *both))
+    y0, times = inputs.y0, inputs.times
+    with torch.no_grad():
+        kernel_leaves = leaves_for_kernels(*leaves)
+        k1 = torch.empty(y0.shape, dtype=y0.dtype) if differentiable and times.requires_grad else None
+        result = backend.forward(plan, capture, y0.contiguous(), *kernel_leaves, policy if differentiable else None, k1)
+    if not differentiable:
+        return result.ys, None if result.dense is None else result.dense.coefs, result
+    if capture.plain is None and inputs.controls:
+        both = _leaves_of_healthy(plan, inputs, capture, tensors, result, both)
+    at_times = None if k1 is None else (k1, kernel_leaves)
+    return _ProgramSolve.apply(backend, plan, capture, result, at_times, y0, times, *both), None, result
+
+
+def _leaves_of_healthy(
+    plan: Plan,
+    inputs: Inputs,
+    capture: Capture,
+    tensors: Sequence[Tensor],
+    result: Forward,
+    leaves: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """The leaves with a graph in which samples that failed, or took no step, are copies of a healthy one.
+
+    The prologue of such a sample may be infinite, and a cotangent of zero does not silence that (0 * inf).
+    """
+    healthy = (result.status == Status.SUCCESS) & (result.stats.n_accepted > 0)
+    if bool(healthy.all()):
+        return leaves
+    if not bool(healthy.any()):  # nothing has a gradient; zeros for whatever asks for one
+        zeros = [(c * 0.0).nan_to_num(0.0) for c in (*inputs.controls, *tensors) if c.is_floating_point()]
+        total = sum((z.sum() for z in zeros if z.requires_grad), torch.zeros(()))
+        return tuple(leaf.detach() + total.to(leaf) if leaf.requires_grad else leaf for leaf in leaves)
+    index = healthy_index(healthy)
+    shared, sample = capture.leaves(tensors, [c[index] for c in inputs.controls], plan.batch)
+    return (*shared, *sample)

@@ -106,8 +106,7 @@ def solve(
         else:
             assert choice.programs is not None
             assert choice.capture is not None
-            leaves = choice.capture.leaves(choice.tensors, inputs.controls, plan.batch)
-            ys, coefs, result = program_solve(choice.programs, plan, inputs, choice.capture, leaves, policy)
+            ys, coefs, result = program_solve(choice.programs, plan, inputs, choice.capture, choice.tensors, policy)
     else:
         _forbid_transforms("adjoint")
         fields = choose(backend, plan, inputs, programs=False).fields

@@ -15,7 +15,7 @@ from fastode.externals import depend_on_each_other
 from fastode.field import FlatField
 
 
-class _Substitute(TorchFunctionMode):
+class Substitute(TorchFunctionMode):
     """Replaces tensors in the arguments of every torch function."""
 
     def __init__(self, replacements: dict[int, Tensor]) -> None:
@@ -29,6 +29,12 @@ class _Substitute(TorchFunctionMode):
             Tensor, lambda tensor: self._replacements.get(id(tensor), tensor), (args, kwargs or {})
         )
         return func(*args, **kwargs)
+
+
+def need_stand_ins(tensors: Sequence[Tensor]) -> bool:
+    """Whether differentiating by these tensors would be seen: by hooks, retained gradients, or one of the others."""
+    watched = any(t._backward_hooks or (t.retains_grad and not t.is_leaf) for t in tensors)
+    return watched or depend_on_each_other(list(tensors))
 
 
 class FieldVjp:
@@ -47,8 +53,7 @@ class FieldVjp:
         self._substitutes: dict[int, Tensor] = {}
         # A tensor computed from another would pass gradient on to it a second time, and a tensor's hooks would run, its
         # retained grad be added to, once per stage: then the field sees detached stand-ins.
-        watched = any(t._backward_hooks or (t.retains_grad and not t.is_leaf) for t in self._externals)
-        if watched or depend_on_each_other(self._externals):
+        if need_stand_ins(self._externals):
             self._substitutes = {id(t): t.detach().requires_grad_() for t in self._externals}
         # Edges of the graph at which a search for unknown tensors ends; the nodes are held so that ids stay theirs.
         ends = [] if self._substitutes else [t for t in self._externals if t.grad_fn is not None]
@@ -72,7 +77,7 @@ class FieldVjp:
 
     def __call__(self, t: Tensor, y: Tensor, rows: Sequence[Tensor]) -> Tensor:
         """The field at t (n,), y (n, D) and rows from ``leaf_rows``, contiguous, with its graph."""
-        with torch.enable_grad(), _Substitute(self._substitutes) if self._substitutes else nullcontext():
+        with torch.enable_grad(), Substitute(self._substitutes) if self._substitutes else nullcontext():
             return self._field(t, y, rows).contiguous()
 
     def pull(self, value: Tensor, y: Tensor, rows: Sequence[Tensor], g: Tensor) -> list[Tensor | None]:

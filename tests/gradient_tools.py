@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BACKENDS = ["stepped", "reference"]
-MODES = [("checkpoint", "stepped"), ("checkpoint", "reference"), ("backprop", "reference")]
-"""The three ways to the exact gradient of the steps taken."""
+FIELD_BACKENDS = ["stepped", "reference"]
+"""Those that call the field, whatever it is."""
+BACKENDS = [*FIELD_BACKENDS, "cpu"]
+FIELD_MODES = [("checkpoint", "stepped"), ("checkpoint", "reference"), ("backprop", "reference")]
+MODES = [*FIELD_MODES, ("checkpoint", "cpu")]
+"""The four ways to the exact gradient of the steps taken."""
 
 ROUNDING = 1e-11
 """Relative difference of two float64 gradients that are the same but for the order of their sums."""

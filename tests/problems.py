@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastode.tree import leaves, tree_map
 
-BACKENDS = ["stepped", "reference"]
+FIELD_BACKENDS = ["stepped", "reference"]
+BACKENDS = [*FIELD_BACKENDS, "cpu"]
 
 
 @dataclass(frozen=True)

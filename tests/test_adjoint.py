@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastode import IController, SolveError, solve
-from tests.gradient_tools import BACKENDS, assert_close, gradients, random
+from tests.gradient_tools import FIELD_BACKENDS, assert_close, gradients, random
 
 F64 = torch.float64
 TIMES = {
@@ -36,7 +36,7 @@ def problem() -> list[Tensor]:
 
 
 @pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 def test_agrees_with_the_discrete_gradient_at_tight_tolerance(times: str, backend: str) -> None:
     given = problem()
     options: Any = {"rtol": 1e-9, "atol": 1e-10, "method": "dopri8"}
@@ -73,7 +73,7 @@ def test_error_on_a_fixed_grid_falls_with_the_order_of_the_method(method: str, o
     assert errors[0] / errors[1] > 0.75 * 2**order
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 def test_rejected_attempts_do_not_enter_the_integrals(backend: str) -> None:
     """Stages of a rejected attempt may be infinite; they are no part of the gradients by weights."""
     y0, rate = random(4, 2, scale=0.05), torch.ones((), dtype=F64)

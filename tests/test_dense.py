@@ -35,6 +35,8 @@ def run(problem, t, **options):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_agrees_with_the_outputs_at_the_output_times(name, dtype, backend):
+    if backend == "cpu" and dtype.itemsize == 2:
+        pytest.skip("programs compute in float32 and float64")
     problem = PROBLEMS[name]().to(dtype)
     t = torch.linspace(0, 1, 12, dtype=torch.float64)
     tolerance = 1e-5 if dtype in (torch.float32, torch.float64) else 1e-2

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastode import Checkpoint, IController, solve
-from tests.gradient_tools import BACKENDS, assert_close, gradients, node_of, random
+from tests.gradient_tools import BACKENDS, FIELD_BACKENDS, assert_close, gradients, node_of, random
 
 F64 = torch.float64
 SPACINGS = [2, 3, 7, 1000]
@@ -73,7 +73,7 @@ def test_recomputed_states_are_the_recorded_ones_to_the_bit(every: int, backend:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 def test_fewer_states_with_dense_output_and_failing_samples(backend: str) -> None:
     y0, c, weight = unequal()
     c[5] = torch.nan
@@ -167,7 +167,7 @@ def test_budget_holds_when_a_sample_takes_its_first_step_late() -> None:
 # Batches
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_very_unequal_numbers_of_steps(backend: str, reverse: bool) -> None:
     y0, c, weight = unequal(16, 25.0)
@@ -203,7 +203,7 @@ def sliced_closure(w: Tensor, scale: Tensor) -> Callable[..., Tensor]:
 
 
 @pytest.mark.parametrize("make", [per_sample_closure, sliced_closure])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 @pytest.mark.parametrize("every", [1, 3])
 def test_field_that_only_fits_the_whole_batch(make: Any, backend: str, every: int) -> None:
     y0, c, weight = unequal()
@@ -219,7 +219,7 @@ def test_field_that_only_fits_the_whole_batch(make: Any, backend: str, every: in
     assert_close(run(Checkpoint(every=every), backend), run("backprop", "auto"), 1e-9)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("same_start", [False, True])
 def test_field_that_couples_the_samples(backend: str, every: int, same_start: bool) -> None:
@@ -243,7 +243,7 @@ def test_field_that_couples_the_samples(backend: str, every: int, same_start: bo
     assert_close(run(Checkpoint(every=every), backend), run("backprop", "auto"))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 @pytest.mark.parametrize("batch", [0, 1])
 def test_single_sample_and_empty_batch(backend: str, batch: int) -> None:
     y0, c = random(batch, 2), random(batch, 2)

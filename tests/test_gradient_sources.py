@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastode import solve
 from fastode.externals import depend_on_each_other
-from tests.gradient_tools import BACKENDS, MODES, assert_close, gradients, node_of, random
+from tests.gradient_tools import BACKENDS, FIELD_BACKENDS, MODES, assert_close, gradients, node_of, random
 
 F64 = torch.float64
 T = [0.0, 0.3, 1.0]
@@ -453,7 +453,7 @@ def test_hook_after_accumulation_runs_once() -> None:
 
 
 @pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 def test_result_that_only_a_later_branch_reads_from_an_object(gradient: str, backend: str) -> None:
     class Field:
         def __init__(self, a: Tensor) -> None:
@@ -469,7 +469,7 @@ def test_result_that_only_a_later_branch_reads_from_an_object(gradient: str, bac
 
 
 @pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 def test_sibling_that_only_a_later_branch_reads_from_an_object(gradient: str, backend: str) -> None:
     """Two outputs of one operation share its node in the graph; knowing the one is not knowing the other."""
 
@@ -486,7 +486,7 @@ def test_sibling_that_only_a_later_branch_reads_from_an_object(gradient: str, ba
         loss.backward()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 def test_stand_in_that_an_autograd_function_does_not_see(backend: str) -> None:
     """A hook makes the field see a stand-in of the result, which cannot be handed to a Function of the user's."""
     y0, a = random(4, 3), random(3, 3).requires_grad_()
@@ -550,7 +550,7 @@ def test_change_of_start_times_and_results_in_place_does_not_matter(gradient: st
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 @pytest.mark.parametrize("every", ["dropout", "buffer"])
 def test_field_that_gives_other_values_in_the_backward_pass_is_an_error(backend: str, every: str) -> None:
     net = nn.Linear(3, 3).double()
@@ -578,7 +578,7 @@ def test_second_backward_pass_of_a_retained_graph(gradient: str, backend: str) -
 
 
 @pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 @pytest.mark.parametrize("by", ["y0", "weight", "controls"])
 def test_second_derivative_is_an_error_and_not_a_part_of_it(gradient: str, backend: str, by: str) -> None:
     tensors = {"y0": random(4, 3), "weight": random(3, 3), "controls": random(4, 3)}
@@ -604,7 +604,7 @@ def test_creating_a_graph_does_no_harm_to_first_derivatives(gradient: str) -> No
 
 
 @pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 def test_batched_gradients_are_an_error(gradient: str, backend: str) -> None:
     y0 = random(2, 2).requires_grad_()
     ys = solve(lambda t, y: torch.tanh(y), y0, T, gradient=gradient, backend=backend).ys
@@ -668,7 +668,7 @@ def test_backward_pass_in_another_thread(gradient: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 def test_nothing_is_recorded_where_nothing_is_differentiated(gradient: str, backend: str) -> None:
     a, y0 = random(3, 3).requires_grad_(), random(4, 3)
     options: Any = {"gradient": gradient, "backend": backend}

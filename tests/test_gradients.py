@@ -14,7 +14,7 @@ import fastode
 from fastode import Checkpoint, IController, solve
 from fastode.problem import make_problem
 from fastode.reference import integrate, replay
-from tests.gradient_tools import BACKENDS, MODES, assert_close, gradients, random
+from tests.gradient_tools import BACKENDS, FIELD_BACKENDS, FIELD_MODES, MODES, assert_close, gradients, random
 
 METHODS = sorted(fastode.TABLEAUS)
 ADAPTIVE = [name for name in METHODS if fastode.TABLEAUS[name].is_adaptive]
@@ -334,7 +334,7 @@ def test_failing_sample_gives_zero_gradient_and_leaves_the_others(
     assert_close([grad_y0[good], grad_c[good], grad_w], alone, 1e-9 if gradient == "adjoint" else 1e-12)
 
 
-@pytest.mark.parametrize(("gradient", "backend"), [*MODES, ("adjoint", "stepped")])
+@pytest.mark.parametrize(("gradient", "backend"), [*FIELD_MODES, ("adjoint", "stepped")])
 @pytest.mark.parametrize("value", [1.0, math.nan, 2.0], ids=["too many steps", "at the start", "later"])
 def test_gradient_when_all_samples_fail_is_zero(gradient: str, backend: str, value: float) -> None:
     y0, controls, weight = random(3, 2), torch.full((3, 1), value, dtype=F64), random(2, 2)
@@ -354,7 +354,7 @@ def test_gradient_when_all_samples_fail_is_zero(gradient: str, backend: str, val
 
 
 @pytest.mark.parametrize("batch", [3, 24], ids=["shrinks", "whole batch"])
-@pytest.mark.parametrize(("gradient", "backend"), MODES)
+@pytest.mark.parametrize(("gradient", "backend"), FIELD_MODES)
 @pytest.mark.parametrize("dense", [False, True])
 def test_sample_that_stands_still_adds_nothing(gradient: str, backend: str, dense: bool, batch: int) -> None:
     """One sample's interval is empty: the gradients of the others, and of shared weights, are as without it."""
@@ -422,7 +422,7 @@ def test_failing_sample_of_a_field_that_holds_something_per_sample(backend: str)
     assert [bool(x) for x in found[3].flatten() != 0] == good.tolist()  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 def test_rounding_at_a_fixed_point_is_no_change_of_the_field(backend: str) -> None:
     """Kernels for other batch sizes round otherwise; where nothing is left but rounding that is no other field."""
     y0 = random(3, 2)
@@ -471,7 +471,7 @@ def test_gradient_through_dense_output_is_that_of_outputs(method: str, reverse: 
         assert_close(gradients(dense, [y0, controls, weight]), expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 def test_dense_gradient_of_unequal_and_failing_samples(backend: str) -> None:
     """Very unequal numbers of steps, one sample failing half way: dense coefficients belong to the right steps."""
     y0, weight = random(6, 2).abs(), random(2, 2, scale=0.4)
@@ -539,7 +539,7 @@ def test_error_of_low_precision_gradients(dtype: torch.dtype) -> None:
             assert float((a - e).abs().max()) <= 1.5 * float((b - e).abs().max()) + floor
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
 def test_gradients_of_half_precision_weights_do_not_stand_still(backend: str) -> None:
     """400 terms of one sign: summed in bfloat16 they come to 1, where the terms are less than half a rounding."""
     dtype = torch.bfloat16
@@ -555,7 +555,7 @@ def test_gradients_of_half_precision_weights_do_not_stand_still(backend: str) ->
     assert abs(float(grad) - 1.9) < 0.02
 
 
-@pytest.mark.parametrize(("gradient", "backend"), [*MODES, ("adjoint", "stepped")])
+@pytest.mark.parametrize(("gradient", "backend"), [*FIELD_MODES, ("adjoint", "stepped")])
 def test_autocast_backward_sees_what_forward_saw(gradient: str, backend: str) -> None:
     net, head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
     y0 = torch.randn(6, 4, requires_grad=True)

@@ -14,6 +14,7 @@ from fastode import TABLEAUS, Tableau
 from fastode.tree import leaves, tree_map
 from tests.problems import (
     BACKENDS,
+    FIELD_BACKENDS,
     PROBLEMS,
     assert_as_accurate,
     batch_of,
@@ -77,18 +78,21 @@ def test_lower_precision_is_as_accurate_as_the_reference(name, dtype):
     exact_inputs = problem.to(torch.float64)  # the rounded inputs, in float64: what an exact solve would return
     t = torch.linspace(0, 1, 5)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-    results = [run(problem, t, rtol=tolerance, atol=tolerance, backend=b) for b in BACKENDS]
+    backends = BACKENDS if dtype == torch.float32 else FIELD_BACKENDS
+    results = {b: run(problem, t, rtol=tolerance, atol=tolerance, backend=b) for b in backends}
     truth = run(exact_inputs, t, rtol=1e-11, atol=1e-12)
-    assert {leaf.dtype for leaf in leaves(results[0].ys)} == {dtype}
-    assert_as_accurate(results[0].ys, results[1].ys, truth.ys)
+    for backend in backends:
+        assert {leaf.dtype for leaf in leaves(results[backend].ys)} == {dtype}
+        assert_as_accurate(results[backend].ys, results["reference"].ys, truth.ys)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_many_short_fixed_steps_lose_no_more_than_the_reference_to_rounding(dtype):
     problem = linear(5, 17).to(dtype)
     truth = run(problem.to(torch.float64), [0.0, 1.0], rtol=1e-13, atol=1e-14, method="dopri8").ys
-    results = [run(problem, [0.0, 1.0], method="rk4", step_size=1 / 200, backend=b).ys for b in BACKENDS]
-    assert_as_accurate(*results, truth)
+    results = {b: run(problem, [0.0, 1.0], method="rk4", step_size=1 / 200, backend=b).ys for b in BACKENDS}
+    for backend in BACKENDS:
+        assert_as_accurate(results[backend], results["reference"], truth)
 
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "heun3", "rk4", *ADAPTIVE])
@@ -185,7 +189,9 @@ def test_the_same_steps_as_the_reference(name, method):
     ends[1], ends[2] = -ends[1] / 4, 0.0
     t = torch.linspace(0, 1, 4, dtype=torch.float64)[:, None] * ends
     tol = 1e-3 if TABLEAUS[method].order == 2 else 1e-5
-    stepped, reference = (run(problem, t, method=method, rtol=tol, atol=tol, dense=True, backend=b) for b in BACKENDS)
+    stepped, reference = (
+        run(problem, t, method=method, rtol=tol, atol=tol, dense=True, backend=b) for b in FIELD_BACKENDS
+    )
     assert torch.equal(stats_of(stepped), stats_of(reference))
     # Where the estimated error is small (dopri8's first steps) it is rounding to some part, and so are the next sizes.
     for b in range(batch):
@@ -198,7 +204,7 @@ def test_the_same_steps_as_the_reference(name, method):
 def test_the_same_steps_as_the_reference_in_float32(name):
     problem = PROBLEMS[name]().to(torch.float32)
     t = torch.tensor([0.0, 1.0])
-    stepped, reference = (run(problem, t, rtol=1e-3, atol=1e-3, dense=True, backend=b) for b in BACKENDS)
+    stepped, reference = (run(problem, t, rtol=1e-3, atol=1e-3, dense=True, backend=b) for b in FIELD_BACKENDS)
     assert torch.equal(stats_of(stepped), stats_of(reference))
     for b in range(batch_of(problem)):
         torch.testing.assert_close(steps_of(stepped, b)[1], steps_of(reference, b)[1], rtol=1e-2, atol=0)
@@ -222,7 +228,7 @@ def test_any_rotation_any_tolerance_any_times(data):
         return (a @ y[..., None])[..., 0]
 
     exact = (torch.matrix_exp((t - t[0])[:, None, None, None] * a) @ y0[..., None])[..., 0]
-    stepped, reference = (
+    stepped, reference, cpu = (
         fastode.solve(field, y0, t, controls=a, method=method, rtol=tolerance, atol=tolerance, backend=b)
         for b in BACKENDS
     )
@@ -230,8 +236,9 @@ def test_any_rotation_any_tolerance_any_times(data):
     inside = 10  # values inside a step come from a polynomial that the error estimate knows nothing of
     bound = inside * n_steps * tolerance * (1 + largest(y0)) * dim**0.5 + 1e-12 * n_steps
     assert largest_error(stepped.ys, exact) <= bound
-    assert torch.equal(stats_of(stepped), stats_of(reference))
-    assert largest_error(stepped.ys, reference.ys) <= 1e-4 * tolerance + 1e-12
+    for other in (stepped, cpu):
+        assert torch.equal(stats_of(other), stats_of(reference))
+        assert largest_error(other.ys, reference.ys) <= 1e-4 * tolerance + 1e-12
 
 
 @pytest.mark.parametrize("step_size", [None, 0.17])
@@ -395,11 +402,12 @@ def test_the_solution_is_the_same_without_gradient(backend):
     assert same_bits(recording.ys.detach(), run(problem, [0.0, 1.0]).ys)
 
 
-def test_memory_that_was_not_cleared_is_not_read(monkeypatch):
+@pytest.mark.parametrize("compiled", ["stepped", "cpu"])
+def test_memory_that_was_not_cleared_is_not_read(monkeypatch, compiled):
     """Buffers of the solve start as NaN here, and nothing changes."""
     problem = PROBLEMS["oscillator"]()
     t = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None] * torch.linspace(0, 2, 7, dtype=torch.float64)
-    expected = run(problem, t, dense=True)
+    expected = run(problem, t, dense=True, backend=compiled)
     poisoned = []
 
     def poison(make):
@@ -412,7 +420,7 @@ def test_memory_that_was_not_cleared_is_not_read(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", poison(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
-    sol = run(problem, t, dense=True, backend="stepped")
+    sol = run(problem, t, dense=True, backend=compiled)
     assert sum(poisoned) > 0
     assert same_bits(sol.ys, expected.ys)
     assert same_bits(sol.dense.coefs, expected.dense.coefs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fastode.backends.base import Backend
@@ -52,6 +53,12 @@ def available() -> list[tuple[str, str | None]]:
     return programs + [(backend.name, backend.unavailable()) for backend in FIELDS]
 
 
+def _differentiable(inputs: Inputs, tensors: Sequence[Tensor]) -> bool:
+    """Whether a gradient of the solve may be asked for."""
+    sources = (inputs.y0, inputs.times, *inputs.controls, *tensors)
+    return torch.is_grad_enabled() and any(t.requires_grad for t in sources)
+
+
 def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choice:
     """The backend for a solve.
 
@@ -80,7 +87,9 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
             if isinstance(found, Refusal):
                 reason = str(found)
             else:
-                reason = candidate.slower(plan, found) if name == "auto" else None
+                reason = candidate.unsupported_program(plan, _differentiable(inputs, tensors))
+                if reason is None and name == "auto":
+                    reason = candidate.slower(plan, found)
                 if reason is None:
                     return Choice(candidate, found, tensors, None, tuple(reasons))
         reasons.append((candidate.name, reason))

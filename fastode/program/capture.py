@@ -6,6 +6,7 @@ import functools
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ from fastode.program.evaluate import evaluate, evaluate_pullback
 from fastode.program.identity import KEPT_ON_FIELDS, Description, Guard, describe, difference
 from fastode.program.ir import Program, Pullback
 from fastode.program.lower import KNOWN, Lowered, fold_prologue, lower, run_prologue
-from fastode.program.trace import Graph, NotAProgram, record
+from fastode.program.trace import Graph, NotAProgram, Written, record
+from fastode.vjp import Substitute, need_stand_ins
 
 _KEPT = 256
 """Captures that are remembered, the least recently used are dropped."""
@@ -38,6 +40,7 @@ class Capture:
         externals: (number in the prologue, place among ``Description.tensors``) of the tensors that the field holds.
         literals: tensors that the field makes from numbers in its code, by number.
         batch: the batch size that it holds for, None for any.
+        indices: (place among ``Description.tensors``, integers there) that are part of the program.
         held: keeps alive what the key names by identity.
     """
 
@@ -51,6 +54,11 @@ class Capture:
     batch_dims: tuple[int, ...]
     plain: tuple[tuple[int, ...], tuple[int, ...]] | None
     held: tuple[Any, ...]
+    indices: tuple[tuple[int, Tensor], ...] = ()
+
+    def fits(self, tensors: Sequence[Tensor], batch: int) -> bool:
+        """Whether it holds for these tensors of the field, which are described alike, and for this batch size."""
+        return self.batch in (None, batch) and all(torch.equal(tensors[i], known) for i, known in self.indices)
 
     def leaves(
         self, tensors: Sequence[Tensor], controls: Sequence[Tensor], batch: int
@@ -92,6 +100,8 @@ class Refusal:
 class _Kept(dict[Any, Any]):
     """What is kept on a field's own object, so that it goes when that goes; not copied or pickled with it."""
 
+    home: dict[str, Any] | None = None
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _Kept, ()
 
@@ -120,22 +130,25 @@ def capture_field(
         tuple((c.shape[1:], c.dtype) for c in controls),
         y0.device.type,
         field.autocast[0],
+        torch.get_default_dtype(),
     )
     home, name = _home(field.field)
     kept: _Kept | None = None
     if home is not None:
         kept = home.get(KEPT_ON_FIELDS)
+        if kept is not None and kept.home is not home:
+            kept = None  # a shallow copy has brought it here
         entry = None if kept is None else kept.get((name, shapes))
         if entry is not None:
             guard, found, tensors = entry
-            holds = guard.holds() and (not isinstance(found, Capture) or found.batch in (None, batch))
-            if holds:
+            if guard.holds() and (not isinstance(found, Capture) or found.fits(tensors, batch)):
                 return found, tensors
     description = describe(field.field)
     key = (description.key, shapes)
     found = _captures.get(key) or _captures.get((*key, batch))
     if found is None:
-        found = _capture(field, description, times, y0, controls)
+        with torch.inference_mode(False):
+            found = _capture(field, description, times, y0, controls)
         whole = isinstance(found, Capture) and found.batch is not None
         _captures[(*key, batch) if whole else key] = found
         while len(_captures) > _KEPT:
@@ -143,18 +156,28 @@ def capture_field(
     if home is not None:
         if kept is None:
             kept = home[KEPT_ON_FIELDS] = _Kept()
+            kept.home = home
         if len(kept) > 16:
             kept.clear()
         kept[name, shapes] = (Guard(description), found, tuple(description.tensors))
     return found, description.tensors
 
 
-def _home(field: Callable[..., Any]) -> tuple[dict[str, Any] | None, str]:
-    """The dictionary of the object that a field is, or is a method of."""
+def _recall(key: Any) -> Capture | Refusal | None:
+    found = _captures.get(key)
+    if found is not None:
+        with suppress(KeyError):  # dropped by another thread
+            _captures.move_to_end(key)
+    return found
+
+
+def _home(field: Callable[..., Any]) -> tuple[dict[str, Any] | None, Any]:
+    """The dictionary of the object that a field is, or is a method of, and which method."""
+    method = None
     if isinstance(field, types.MethodType):
-        return getattr(field.__self__, "__dict__", None), field.__func__.__qualname__
+        field, method = field.__self__, field.__func__
     home = getattr(field, "__dict__", None)
-    return (home if isinstance(home, dict) else None), ""
+    return (home if isinstance(home, dict) else None), method
 
 
 def _capture(
@@ -174,6 +197,11 @@ def _capture(
         if after is not None:
             raise NotAProgram(f"calling the field changes {after.removeprefix('field').lstrip('., ') or 'itself'}")
         return _build(field, description, graph, stand_ins, times, y0, controls)
+    except Written as refusal:
+        memory = refusal.tensor.untyped_storage()._cdata
+        owned = [p for t, p in zip(description.tensors, description.paths, strict=True) if _memory(t) == memory]
+        what = owned[0].removeprefix("field").lstrip("., ") if owned else "a tensor that it was given"
+        return Refusal(f"the field writes into {what}", refusal.where, held)
     except NotAProgram as refusal:
         return Refusal(refusal.reason, refusal.where, held)
     except Exception as error:  # a field that fails says so when it is solved; anything else must not stop a solve
@@ -277,9 +305,14 @@ def _build(
         dims,
         plain,
         tuple(description.held),
+        tuple((place, description.tensors[place].clone()) for n, place in externals if n in lowered.indices),
     )
     _verify(field, made, description.tensors, times, y0, controls)
     return made
+
+
+def _memory(tensor: Tensor) -> int | None:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
 
 
 def _short(path: str) -> str:
@@ -299,6 +332,9 @@ def _verify(
     n = batch if made.batch is not None else min(max(batch, 3), 5)
     rows = torch.arange(n, device=y0.device) % batch
     random = torch.Generator().manual_seed(0)
+    sources = [t for t in tensors if t.requires_grad]
+    replaced = {id(t): t.detach().requires_grad_() for t in sources} if need_stand_ins(sources) else {}
+    own_tensors = [replaced.get(id(t), t) for t in tensors]
 
     def moved(x: Tensor) -> Tensor:
         x = x.detach()[rows]
@@ -317,12 +353,13 @@ def _verify(
         state = state.clone().requires_grad_()
         inputs = [c.clone().requires_grad_(c.is_floating_point()) for c in inputs]
         with torch.enable_grad():
-            expected = field(t, state, inputs)
-            shared, sample = made.leaves(tensors, inputs, n)
+            with Substitute(replaced) if replaced else nullcontext():
+                expected = field(t, state, inputs)
+            shared, sample = made.leaves(own_tensors, inputs, n)
         value = evaluate(made.program, t, state.detach(), [x.detach() for x in shared], [x.detach() for x in sample])
         _agree(value, expected.detach(), "the values of the lowered program", _largest(expected.detach()))
         g = torch.randn(expected.shape, generator=random, dtype=torch.float32, device="cpu").to(expected)
-        wanted = [state, *inputs, *[t for t in tensors if t.requires_grad]]
+        wanted = [state, *inputs, *[t for t in own_tensors if t.requires_grad]]
         wanted = [x for x in wanted if x.requires_grad]
         true: Sequence[Tensor | None] = (None,) * len(wanted)
         if expected.requires_grad:

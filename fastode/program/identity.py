@@ -7,6 +7,8 @@ dtype, but not its values. Two closures made from the same lines over new tensor
 from __future__ import annotations
 
 import functools
+import operator
+import sys
 import types
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +20,15 @@ from torch import Tensor, nn
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _MAX_OBJECTS = 20_000
+_MAX_ARRAY = 1 << 20
+"""Bytes of an array of numpy that are looked through for changes at every solve."""
+_LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "fastode"}
+"""Modules of Python whose content is taken not to change."""
+_GLOBAL_HOOKS = [
+    (name, hooks)
+    for name, hooks in vars(torch.nn.modules.module).items()
+    if name.startswith("_global_forward") and isinstance(hooks, dict)
+]
 KEPT_ON_FIELDS = "_fastode_captures"
 """Attribute under which captures are kept on the objects that they belong to."""
 
@@ -29,22 +40,30 @@ class Description:
     Attributes:
         parts: (path, token) pairs; the tokens, in order, identify the field but for tensor values.
         tensors: all tensors found, each once, and their paths.
-        watched: dictionaries and lists of the field, with the entries that they had, for ``unchanged``.
+        watched: what may change, and what it held, for ``Guard``.
         held: foreign objects whose ids are among the tokens, to be kept alive as long as these are a key.
-        complete: False if something was found that may change unseen.
+        complete: False if something was found that ``Guard`` cannot watch, so that it has to be described anew.
+        unseen: path of something that may change without being noticed at all, None if there is no such thing.
     """
 
     parts: list[tuple[str, Any]] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
-    watched: list[tuple[Any, tuple[Any, ...]]] = field(default_factory=list)
+    watched: list[_Watched] = field(default_factory=list)
     held: list[Any] = field(default_factory=list)
     complete: bool = True
+    unseen: str | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
         """The tokens."""
         return tuple(token for _, token in self.parts)
+
+    def __post_init__(self) -> None:
+        self._seen: dict[int, int] = {}
+        self._alive: list[Any] = []  # what an id in _seen belongs to, where nothing else may hold it
+        self._names: set[str] = {"forward", "setup_context"}  # torch calls them by itself
+        self._classes: dict[type, tuple[str, set[str]]] = {}
 
 
 def difference(before: Description, after: Description) -> str | None:
@@ -56,40 +75,59 @@ def difference(before: Description, after: Description) -> str | None:
 
 
 def describe(callable_: Callable[..., Any]) -> Description:
-    """Walks everything that a callable refers to: closures, globals it names, attributes of objects, modules."""
+    """Walks everything that a callable refers to: closures, globals it names, attributes of objects, modules.
+
+    Of classes, and of modules of Python, only what the code that was found so far names.
+    """
     found = Description()
-    seen: dict[int, int] = {}
-    stack: list[tuple[str, Any]] = [("field", callable_)]
-    while stack:
-        path, value = stack.pop()
-        token, children = _token(value, seen, found, path)
-        found.parts.append((path, token))
-        stack.extend(reversed([(f"{path}{name}", child) for name, child in children]))
-        if len(found.parts) > _MAX_OBJECTS:
-            found.complete = False
+    _walk(found, [("field", callable_), *((f"hooks of all modules, {name}", hooks) for name, hooks in _GLOBAL_HOOKS)])
+    while found.unseen is None:
+        new: list[tuple[str, Any]] = []
+        for kind, (path, known) in list(found._classes.items()):
+            for name, item in list(vars(kind).items()):
+                special = name.startswith("__") and isinstance(item, (types.FunctionType, property))
+                special = special or any(name in vars(b) for b in kind.__mro__ if b is not object and _is_foreign(b))
+                if name not in known and (special or name in found._names):
+                    known.add(name)
+                    found.watched.append(_Entry(vars(kind), name, item))
+                    new.append((f"{path}.{name}", item))
+        if not new:
             break
+        _walk(found, new)
     return found
 
 
-def _token(value: Any, seen: dict[int, int], found: Description, path: str) -> tuple[Any, list[tuple[str, Any]]]:
+def _walk(found: Description, roots: list[tuple[str, Any]]) -> None:
+    stack = roots[::-1]
+    while stack:
+        path, value = stack.pop()
+        token, children = _token(value, found, path)
+        found.parts.append((path, token))
+        stack.extend(reversed([(f"{path}{name}", child) for name, child in children]))
+        if len(found.parts) > _MAX_OBJECTS:
+            found.unseen = f"{path}, after {_MAX_OBJECTS} other things that it refers to,"
+        if found.unseen is not None:
+            return
+
+
+def _token(value: Any, found: Description, path: str) -> tuple[Any, list[tuple[str, Any]]]:
     kind = type(value)
     if kind in _PLAIN:
         return (kind, repr(value) if kind in (float, complex) else value), []
-    number = seen.get(id(value))
+    number = found._seen.get(id(value))
     if number is not None:
         return ("again", number), []
-    seen[id(value)] = len(seen)
+    found._seen[id(value)] = len(found._seen)
+    found._alive.append(value)
     if isinstance(value, Tensor):
-        found.tensors.append(value)
-        found.paths.append(path)
-        return ("tensor", kind, value.dtype, tuple(value.shape), value.device, value.layout), []
+        return _of_tensor(value, found, path), []
     if kind in (list, tuple, set, frozenset):
-        if kind is list:
-            found.watched.append((value, tuple(value)))
+        if kind in (list, set):
+            found.watched.append(_Content(value, tuple(value)))
         items = list(value) if kind in (list, tuple) else sorted(value, key=repr)
         return (kind, len(items)), [(f"[{i}]", item) for i, item in enumerate(items)]
     if isinstance(value, dict):
-        found.watched.append((value, tuple(value.values())))
+        found.watched.append(_Names(value, tuple(value), tuple(value.values())))
         return (kind, tuple(map(_dict_key, value))), [(f"[{key!r}]", item) for key, item in value.items()]
     if isinstance(value, types.FunctionType) and not (value.__module__ or "").startswith("torch."):
         return ("function", value.__code__), list(_of_function(value, found))
@@ -97,21 +135,46 @@ def _token(value: Any, seen: dict[int, int], found: Description, path: str) -> t
         return ("method",), [(".__self__", value.__self__), (f".{value.__func__.__name__}", value.__func__)]
     if isinstance(value, functools.partial):
         return ("partial",), [(".func", value.func), (".args", value.args), (".keywords", value.keywords)]
+    if isinstance(value, (property, staticmethod, classmethod, functools.cached_property)):
+        names = ("fget",) if isinstance(value, property) else ("func",) if hasattr(value, "func") else ("__func__",)
+        return ("descriptor", kind), [(f".{name}", getattr(value, name)) for name in names]
     if isinstance(value, np.ndarray):
         found.complete = False  # may be written into at any time
-        return ("array", value.dtype.str, value.shape, value.tobytes() if value.size <= 4096 else id(value)), []
+        if value.nbytes > _MAX_ARRAY or value.dtype.hasobject:
+            found.unseen = path
+        return ("array", value.dtype.str, value.shape, b"" if found.unseen else value.tobytes()), []
+    if isinstance(value, type) and not _is_foreign(value):
+        _of_class(value, found, path)
+        found.held.append(value)
+        return ("class", value), []
     plain = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
     if isinstance(value, plain) or _is_foreign(kind):
         if isinstance(value, nn.Module):
-            return _of_object(value, found)
+            return _of_object(value, found, path)
         found.held.append(value)
         return ("object", kind, id(value)), []
-    if hasattr(value, "__dict__"):
-        return _of_object(value, found)
-    if not isinstance(value, (torch._C.Generator, types.MethodWrapperType, types.WrapperDescriptorType)):
-        found.complete = found.complete and not hasattr(kind, "__setitem__")
+    slots = _slots(value)
+    if hasattr(value, "__dict__") or slots:
+        return _of_object(value, found, path, slots)
+    if hasattr(kind, "__setitem__") or hasattr(kind, "append"):
+        found.unseen = path  # a container of a kind that is not known
     found.held.append(value)
     return ("object", kind, id(value)), []
+
+
+def _of_tensor(value: Tensor, found: Description, path: str) -> Any:
+    found.tensors.append(value)
+    found.paths.append(path)
+    shape = (value.dtype, tuple(value.shape), value.device, value.layout)
+    return ("tensor", type(value), *shape, value.requires_grad, value.is_inference())
+
+
+def _slots(value: Any) -> list[str]:
+    names = []
+    for base in type(value).__mro__:
+        own = vars(base).get("__slots__", ())
+        names += [own] if isinstance(own, str) else list(own)
+    return [name for name in names if name not in ("__dict__", "__weakref__") and hasattr(value, name)]
 
 
 def _dict_key(key: Any) -> Any:
@@ -122,103 +185,215 @@ def _is_foreign(kind: type) -> bool:
     return kind.__module__.split(".")[0] in ("torch", "numpy", "builtins")
 
 
-def _of_object(value: Any, found: Description) -> tuple[Any, list[tuple[str, Any]]]:
-    attributes = vars(value)
+def _of_object(
+    value: Any, found: Description, path: str, slots: Collection[str] = ()
+) -> tuple[Any, list[tuple[str, Any]]]:
+    attributes = getattr(value, "__dict__", {})
     plain = {k: v for k, v in attributes.items() if k != KEPT_ON_FIELDS}
-    found.watched.append((attributes, tuple(plain.values())))
+    found.watched.append(_Names(attributes, tuple(plain), tuple(plain.values())))
     children: list[tuple[str, Any]] = []
     for name, item in plain.items():
         if isinstance(value, nn.Module) and name in ("_parameters", "_buffers", "_modules"):
-            found.watched.append((item, tuple(item.values())))
+            found.watched.append(_Names(item, tuple(item), tuple(item.values())))
             children += [(f".{key}", child) for key, child in item.items()]
         elif isinstance(value, nn.Module) and name.endswith("_hooks") and not item:
-            found.watched.append((item, ()))
+            found.watched.append(_Names(item, (), ()))
         elif not (isinstance(value, nn.Module) and name.startswith("_") and isinstance(item, (set, bool))):
             children.append((f".{name}", item))
-    if not _is_foreign(type(value)):
-        children += list(_of_class(type(value), found))
-    return ("instance", type(value), tuple(plain)), children
+    for name in slots:
+        found.watched.append(_Attribute(value, name, getattr(value, name)))
+        children.append((f".{name}", getattr(value, name)))
+    kind = type(value)
+    found.watched.append(_Attribute(value, "__class__", kind))
+    _of_class(kind, found, path)
+    return ("instance", kind, tuple(plain), tuple(slots)), children
 
 
-def _of_class(kind: type, found: Description) -> Iterator[tuple[str, Any]]:
-    """Globals that the methods of a user's class name: numbers and tensors among them may change."""
+def _of_class(kind: type, found: Description, path: str) -> None:
     for base in kind.__mro__:
-        if _is_foreign(base):
-            continue
-        for function in vars(base).values():
-            if isinstance(function, types.FunctionType):
-                for name, item in _of_function(function, found):
-                    if isinstance(item, (*_PLAIN, Tensor)):
-                        yield f" in {base.__name__}: {name}", item
+        if not _is_foreign(base) and base not in found._classes:
+            found._classes[base] = (f"{path}, class {base.__name__}", set())
+            found.watched.append(_Size(vars(base), len(vars(base))))
 
 
 def _of_function(function: types.FunctionType, found: Description) -> Iterator[tuple[str, Any]]:
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+    code, defaults, named_defaults = function.__code__, function.__defaults__, function.__kwdefaults__
+    found.watched.append(_Code(function, code, defaults, tuple((named_defaults or {}).values())))
+    own = {k: v for k, v in vars(function).items() if k != KEPT_ON_FIELDS}
+    found.watched.append(_Names(vars(function), tuple(own), tuple(own.values())))
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
         try:
             content = cell.cell_contents
         except ValueError:  # not filled yet
+            found.complete = False
             continue
-        found.watched.append((cell, (content,)))
+        found.watched.append(_Cell(cell, content))
         yield f", variable {name}", content
-    for i, item in enumerate(function.__defaults__ or ()):
+    for i, item in enumerate(defaults or ()):
         yield f", default {i}", item
-    for name, item in (function.__kwdefaults__ or {}).items():
+    for name, item in (named_defaults or {}).items():
         yield f", default {name}", item
-    names = set(_names(function.__code__))
-    for name in sorted(names & function.__globals__.keys()):
-        item = function.__globals__[name]
-        if not isinstance(item, (type, types.ModuleType)):
-            found.watched.append((_Global(function.__globals__, name), (item,)))
-            yield f", global {name}", item
+    for name, item in own.items():
+        yield f".{name}", item
+    names = set(_names(code))
+    found._names |= names
+    for name in sorted(names):
+        if name in function.__globals__:
+            yield from _of_global(function.__globals__, name, f", global {name}", names, found, 0)
+        else:
+            found.watched.append(_Entry(function.__globals__, name, _ABSENT))
 
 
-@dataclass(frozen=True)
-class _Global:
-    names: dict[str, Any]
-    name: str
+def _of_global(
+    scope: dict[str, Any], name: str, path: str, names: set[str], found: Description, depth: int
+) -> Iterator[tuple[str, Any]]:
+    item = scope[name]
+    found.watched.append(_Entry(scope, name, item))
+    if not isinstance(item, types.ModuleType):
+        yield path, item
+    elif item.__name__.split(".")[0] not in _LIBRARIES and depth < 4:
+        for inner in sorted(names & vars(item).keys()):
+            yield from _of_global(vars(item), inner, f"{path}.{inner}", names, found, depth + 1)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
+    """Names in the code, and strings that may be names for ``getattr``."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
+        elif isinstance(constant, str) and constant.isidentifier():
+            yield constant
+
+
+_ABSENT: Any = object()
+
+
+class _Watched:
+    """Something that may change, and what it held."""
+
+    __slots__ = ()
+
+    def same(self) -> bool:
+        raise NotImplementedError
+
+
+def _identical(values: Collection[Any], content: tuple[Any, ...]) -> bool:
+    return len(values) == len(content) and all(map(operator.is_, values, content))
+
+
+@dataclass(slots=True)
+class _Names(_Watched):
+    """A dictionary, but for the captures that are kept in it."""
+
+    names: Any
+    keys: tuple[Any, ...]
+    content: tuple[Any, ...]
+
+    def same(self) -> bool:
+        names = self.names
+        if KEPT_ON_FIELDS in names:
+            return _identical([v for k, v in names.items() if k != KEPT_ON_FIELDS], self.content)
+        return _identical(names.values(), self.content) and (not self.keys or tuple(names) == self.keys)
+
+
+@dataclass(slots=True)
+class _Content(_Watched):
+    """A list or a set."""
+
+    items: Any
+    content: tuple[Any, ...]
+
+    def same(self) -> bool:
+        return _identical(self.items, self.content)
+
+
+@dataclass(slots=True)
+class _Cell(_Watched):
+    """A variable of a closure."""
+
+    cell: Any
+    content: Any
+
+    def same(self) -> bool:
+        try:
+            return self.cell.cell_contents is self.content
+        except ValueError:
+            return False
+
+
+@dataclass(slots=True)
+class _Entry(_Watched):
+    """A global, or an attribute of a class."""
+
+    names: Any
+    name: str
+    content: Any
+
+    def same(self) -> bool:
+        return self.names.get(self.name, _ABSENT) is self.content
+
+
+@dataclass(slots=True)
+class _Size(_Watched):
+    """The number of attributes of a class: a new one may hide that of a base."""
+
+    names: Any
+    size: int
+
+    def same(self) -> bool:
+        return len(self.names) == self.size
+
+
+@dataclass(slots=True)
+class _Attribute(_Watched):
+    """The class of an object, or one of its slots."""
+
+    value: Any
+    name: str
+    content: Any
+
+    def same(self) -> bool:
+        return getattr(self.value, self.name, _ABSENT) is self.content
+
+
+@dataclass(slots=True)
+class _Code(_Watched):
+    """A function's code and defaults."""
+
+    function: types.FunctionType
+    code: types.CodeType
+    defaults: Any
+    named_defaults: tuple[Any, ...]
+
+    def same(self) -> bool:
+        function = self.function
+        return (
+            function.__code__ is self.code
+            and function.__defaults__ is self.defaults
+            and (
+                (not self.named_defaults and not function.__kwdefaults__)
+                or _identical((function.__kwdefaults__ or {}).values(), self.named_defaults)
+            )
+        )
 
 
 class Guard:
     """A quick test that nothing a field refers to has changed, but for the values of its tensors."""
 
     def __init__(self, description: Description) -> None:
-        self.complete = description.complete
-        self._dicts: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
-        self._others: list[tuple[Any, tuple[Any, ...]]] = []
-        for container, content in description.watched:
-            if isinstance(container, dict):
-                self._dicts.append((container, content))
-            else:
-                self._others.append((container, content))
-        self._tensors = [(t, t.shape, t.dtype) for t in description.tensors]
+        self._complete = description.complete and description.unseen is None
+        self._watched = description.watched
+        self._tensors = [(t, t.shape, t.dtype, t.device, t.requires_grad) for t in description.tensors]
 
     def holds(self) -> bool:
         """Whether the description is still that of the field."""
-        if not self.complete:
+        if not self._complete:
             return False
-        for names, content in self._dicts:
-            values: Collection[Any] = names.values()
-            if KEPT_ON_FIELDS in names:
-                values = [v for k, v in names.items() if k != KEPT_ON_FIELDS]
-            if len(values) != len(content):
+        for watched in self._watched:
+            if not watched.same():
                 return False
-            for x, y in zip(values, content, strict=False):
-                if x is not y:
-                    return False
-        for container, content in self._others:
-            if isinstance(container, list):
-                if len(container) != len(content) or any(x is not y for x, y in zip(container, content, strict=True)):
-                    return False
-            elif isinstance(container, _Global):
-                if container.names.get(container.name) is not content[0]:
-                    return False
-            elif container.cell_contents is not content[0]:
+        for t, shape, dtype, device, grad in self._tensors:
+            if t.shape != shape or t.dtype is not dtype or t.requires_grad is not grad or t.device != device:
                 return False
-        return all(t.shape == shape and t.dtype is dtype for t, shape, dtype in self._tensors)
+        return True

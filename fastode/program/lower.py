@@ -119,7 +119,7 @@ class Lowered:
         program: the program.
         shared, sample: numbers of the graph's tensors that are its leaves.
         prologue: the calls that compute them from the graph's inputs and externals.
-        inputs: numbers of controls and externals that the prologue or the leaves need.
+        indices: numbers of externals whose values, integers, are part of the program.
     """
 
     program: Program
@@ -127,6 +127,7 @@ class Lowered:
     shared: list[int]
     sample: list[int]
     prologue: list[Call]
+    indices: set[int]
 
 
 class _Lowering:
@@ -138,6 +139,7 @@ class _Lowering:
         self.views: dict[int, View] = {}
         self.levels: dict[int, int] = {}
         self.unknown_views: set[int] = set()  # storages whose memory may be that of another one
+        self.indices: set[int] = set()
         self.leaves: dict[str, list[int]] = {SHARED: [], SAMPLE: []}
         self.prologue: list[tuple[Call, list[int]]] = []  # and the storages that it writes into
         self._input(graph.time, 2, self.b.make(TIME, (), 1))
@@ -240,21 +242,25 @@ class _Lowering:
         return self.b.gather(self.b.cat([content, value]), picks)
 
     def fixed(self, number: int) -> Tensor | None:
-        """A tensor that is made of numbers in the code, or None."""
+        """A tensor made of numbers in the code, or of integers that the field holds; None if it is another one."""
         storage = self.views[number].storage
         if storage.level == 2 or self.graph.metas[number].batch_dim is not None:
             return None
-        if number in self.graph.literals:
-            return self.graph.literals[number]
+        held = {n: t for n, t in self.graph.externals.items() if not (t.is_floating_point() or t.is_complex())}
+        known = {**held, **self.graph.literals}
         calls = _needed(self.prologue, {number})
         made = {output for call in calls for output in call.outputs}
+        read = {number}
         for call in calls:
             leaves = pytree.tree_leaves((call.args, call.kwargs))
-            refs = {leaf.index for leaf in leaves if isinstance(leaf, Ref)}
-            if not refs <= made | self.graph.literals.keys() or any(isinstance(leaf, Batch) for leaf in leaves):
+            read |= {leaf.index for leaf in leaves if isinstance(leaf, Ref)}
+            if any(isinstance(leaf, Batch) for leaf in leaves):
                 return None
+        if not read <= made | known.keys():
+            return None
+        self.indices |= read & held.keys()
         with torch.no_grad():
-            return run_prologue(calls, dict(self.graph.literals), 1).get(number)
+            return run_prologue(calls, known, 1).get(number)
 
     def storage_size(self, storage: Storage) -> int:
         return int(np.prod(self.graph.metas[storage.base].shape))
@@ -985,7 +991,7 @@ def lower(graph: Graph, dim: int, dtype: torch.dtype, device: torch.device, name
     }
     program = Program(dim, output, leaves[SHARED], leaves[SAMPLE])
     needed = _needed(lowering.prologue, {*shared, *sample})
-    return Lowered(program, lowering.b, list(shared), list(sample), needed)
+    return Lowered(program, lowering.b, list(shared), list(sample), needed, lowering.indices)
 
 
 def _leaf_shape(meta: Meta) -> tuple[int, ...]:

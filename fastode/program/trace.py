@@ -38,6 +38,14 @@ class NotAProgram(Exception):  # noqa: N818 - not an error: the field is solved 
         self.reason, self.where = reason, where
 
 
+class Written(NotAProgram):
+    """The field would write into a tensor that is its own or that it was given; ``tensor`` shares its memory."""
+
+    def __init__(self, tensor: Tensor, where: str | None) -> None:
+        super().__init__("the field writes into a tensor that it was given or owns", where)
+        self.tensor = tensor
+
+
 @dataclass(frozen=True)
 class Ref:
     """A tensor in the arguments of a call, by its number."""
@@ -160,6 +168,14 @@ class _Recorder(TorchDispatchMode):
             self.externals[found] = tensor
         return found
 
+    def forbid_writing(self, func: Any, args: Sequence[Any], where: str | None) -> None:
+        """A recording must leave no trace: what counts calls, or keeps running means, is refused beforehand."""
+        memory = {t.untyped_storage()._cdata for t in self.externals.values()}
+        for argument, given in zip(func._schema.arguments, args, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, Tensor)
+            if written and (id(given) not in self.numbers or given.untyped_storage()._cdata in memory):
+                raise Written(given, where)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves = pytree.tree_leaves((args, kwargs))
@@ -179,6 +195,8 @@ class _Recorder(TorchDispatchMode):
             raise NotAProgram(f"{func} is random", where)
         if func in _READS_VALUES:
             raise NotAProgram(f"{func} brings a tensor's value to Python, so that code may depend on it", where)
+        if func._schema.is_mutable:
+            self.forbid_writing(func, args, where)
         literal = func is torch.ops.aten.lift_fresh.default
         known = literal and id(args[0]) not in self.numbers
         call_args, call_kwargs = pytree.tree_map(refs, (tuple(args), dict(kwargs))) if not known else ((), {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fastode._environment import _C, get_num_threads, use_num_threads
 from fastode.backends.base import Forward
+from fastode.backends.cpu.record import ProgramRecord, dense_output
 from fastode.backends.cpu.tile import pointers, rows_of, tiles_of
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController, PIDController
@@ -23,25 +23,6 @@ from fastode.tableaus import Tableau
 _MAX_STAGES = 32
 _TOO_LARGE = 1 << 17
 """Multiply-adds of one product with shared weights from which on torch's matrix products win (docs/benchmarks.md)."""
-
-
-@dataclass(frozen=True)
-class ProgramRecord:
-    """What the backward pass needs: the accepted steps of all samples, those of a sample one after another.
-
-    Attributes:
-        offsets: (B + 1,) int64, place of each sample's first step in ``table``.
-        table: (N, 3) float64: start, end and signed size of each step.
-        state_offsets: (B + 1,) int64, place of each sample's first state.
-        states: (M, D), the state at the start of every ``every``-th step.
-        every: spacing of the kept states.
-    """
-
-    offsets: Tensor
-    table: Tensor
-    state_offsets: Tensor
-    states: Tensor
-    every: int
 
 
 @lru_cache(maxsize=256)
@@ -75,10 +56,19 @@ class CpuBackend:
             return f"it computes in float32 and float64, the state is {state.dtype}"
         if plan.tableau.n_stages > _MAX_STAGES:
             return f"at most {_MAX_STAGES} stages, {plan.tableau.name} has {plan.tableau.n_stages}"
-        if plan.dense:
-            return "dense=True keeps every step's polynomial, which it does not"
         if plan.batch == 0 or state.width == 0:
             return "there is nothing to solve"
+        return None
+
+    def unsupported_program(self, plan: Plan, differentiable: bool) -> str | None:
+        """Why it cannot run a program for this plan, or None.
+
+        Args:
+            plan: the solve.
+            differentiable: whether a gradient may be asked for.
+        """
+        if plan.dense and differentiable:
+            return "it has no gradient of the polynomials that dense=True keeps"
         return None
 
     def slower(self, plan: Plan, capture: Capture) -> str | None:
@@ -142,12 +132,12 @@ class CpuBackend:
             n_evals_ptr=at + 24 * batch,
             reached_ptr=at + 32 * batch,
             k1_ptr=0 if k1 is None else k1.data_ptr(),
-            every=0 if policy is None else policy.every,
-            max_bytes=0 if policy is None else policy.max_bytes or 0,
+            every=1 if plan.dense else 0 if policy is None else policy.every,
+            max_bytes=0 if policy is None or plan.dense else policy.max_bytes or 0,
             threads=get_num_threads(),
         )
         kept = None
-        if policy is not None:
+        if record is not None:
             offsets = torch.empty(2, batch + 1, dtype=torch.int64)
             table = torch.empty(record.n_steps, 3, dtype=torch.float64)
             states = torch.empty(record.n_states, y0.shape[1], dtype=y0.dtype)
@@ -158,7 +148,16 @@ class CpuBackend:
                 states_ptr=states.data_ptr(),
             )
             kept = ProgramRecord(offsets[0], table, offsets[1], states, record.every)
-        return Forward(ys, None, status, reached.view(torch.float64), Stats(accepted, rejected, evals), kept)
+        reached = reached.view(torch.float64)
+        dense = None
+        if plan.dense:
+            assert kept is not None
+
+            def field(t: Tensor, y: Tensor, leaves: list[Tensor]) -> Tensor:
+                return self.evaluate(capture, t, y, shared, leaves)
+
+            dense = dense_output(plan, field, kept, sample, ys[0], accepted, reached)
+        return Forward(ys, dense, status, reached, Stats(accepted, rejected, evals), None if policy is None else kept)
 
     def backward(
         self,
