@@ -21,7 +21,7 @@ from bench.floor import floor_seconds
 from bench.libraries import LIBRARIES, DoesNotApply, Library, Run, Work
 from bench.libraries.ours import OURS, truth
 from bench.machine import Machine, sync
-from bench.memory import peak_bytes
+from bench.memory import peak_bytes, release
 
 Row = dict[str, Any]
 LONG = 20.0
@@ -101,6 +101,7 @@ def compare(
 
 def _warm_up(entrant: Contestant, problem: Problem, mode: str, settings: Settings) -> None:
     """Prepares, runs once, and once more where that is cheap; keeps the values in ``entrant.values``."""
+    release()  # what an earlier one left, should it have run out of memory
     try:
         with time_limit(settings.limit):
             entrant.run = entrant.library.prepare(problem, mode)

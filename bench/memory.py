@@ -20,7 +20,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device, in_torch: bool 
     On a CPU: the high-water mark of the process's resident memory, which Linux lets a process reset; freed memory is
     first given back, so that the call cannot live on what an earlier one left. On a GPU: torch's allocator.
     """
-    gc.collect()
+    release()
     if device.type == "cuda":
         if not in_torch:
             return None
@@ -32,8 +32,6 @@ def peak_bytes(call: Callable[[], object], device: torch.device, in_torch: bool 
         return torch.cuda.max_memory_allocated(device) - before
     if not _CLEAR.exists():
         return None
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
     try:
         _CLEAR.write_text("5")
     except OSError:
@@ -43,6 +41,13 @@ def peak_bytes(call: Callable[[], object], device: torch.device, in_torch: bool 
     peak = _status("VmHWM")
     del kept
     return max(0, peak - before)
+
+
+def release() -> None:
+    """Collects garbage and gives freed memory back to the system, where the C library can."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(name: str) -> int:
