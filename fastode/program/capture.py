@@ -145,7 +145,12 @@ def capture_field(
                 return found, tensors
     description = describe(field.field)
     key = (description.key, shapes)
-    found = _captures.get(key) or _captures.get((*key, batch))
+    if description.unseen is not None:
+        what = description.unseen.removeprefix("field").lstrip("., ") or "the field"
+        return Refusal(f"{what} may change without being noticed", None), description.tensors
+    found = _recall(key) or _recall((*key, batch))
+    if isinstance(found, Capture) and not found.fits(description.tensors, batch):
+        found = None
     if found is None:
         with torch.inference_mode(False):
             found = _capture(field, description, times, y0, controls)
@@ -173,10 +178,8 @@ def _recall(key: Any) -> Capture | Refusal | None:
 
 def _home(field: Callable[..., Any]) -> tuple[dict[str, Any] | None, Any]:
     """The dictionary of the object that a field is, or is a method of, and which method."""
-    method = None
-    if isinstance(field, types.MethodType):
-        field, method = field.__self__, field.__func__
-    home = getattr(field, "__dict__", None)
+    owner, method = (field.__self__, field.__func__) if isinstance(field, types.MethodType) else (field, None)
+    home = getattr(owner, "__dict__", None)
     return (home if isinstance(home, dict) else None), method
 
 
