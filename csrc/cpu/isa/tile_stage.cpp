@@ -19,25 +19,50 @@ FASTODE_INLINE Vec<T> factor_at(const T* scale, int64_t lanes, int64_t column) {
     return lanes == 1 ? splat<T>(*scale) : load<T>(scale + column);
 }
 
-template <class T>
-FASTODE_INLINE Vec<T> sum_terms(const TileTerms<T>& t, int n, int64_t at) {
-    Vec<T> sum = load<T>(t.x[0] + at) * t.coef[0];
-    for (int j = 1; j < n; ++j) sum = fma(splat<T>(t.coef[j]), load<T>(t.x[j] + at), sum);
-    return sum;
-}
+// Terms in registers: a store to a tile could change the coefficients as far as the compiler knows.
+template <class T, int kTerms>
+struct LocalTerms {
+    Vec<T> coef[kTerms];
+    const T* x[kTerms];
 
-// kTerms > 0: that many, in a loop that is unrolled.
+    [[gnu::always_inline]] explicit LocalTerms(const TileTerms<T>& t) {
+        for (int j = 0; j < kTerms; ++j) {
+            coef[j] = splat<T>(t.coef[j]);
+            x[j] = t.x[j];
+        }
+    }
+    [[gnu::always_inline]] Vec<T> sum(int64_t at) const {
+        Vec<T> total = load<T>(x[0] + at) * coef[0];
+        for (int j = 1; j < kTerms; ++j) total = fma(coef[j], load<T>(x[j] + at), total);
+        return total;
+    }
+};
+// Any number of terms.
+template <class T>
+struct LocalTerms<T, 0> {
+    const TileTerms<T>& t;
+
+    [[gnu::always_inline]] explicit LocalTerms(const TileTerms<T>& terms) : t(terms) {}
+    [[gnu::always_inline]] Vec<T> sum(int64_t at) const {
+        if (t.n == 0) return Vec<T>{};
+        Vec<T> total = load<T>(t.x[0] + at) * t.coef[0];
+        for (int j = 1; j < t.n; ++j) total = fma(splat<T>(t.coef[j]), load<T>(t.x[j] + at), total);
+        return total;
+    }
+};
+
 template <class T, int kTerms>
 void combine_terms(const TileTerms<T>& t, T* out, const T* base, const T* scale) {
     constexpr int W = Simd<T>::W;
-    const int n = kTerms > 0 ? kTerms : t.n;
+    const LocalTerms<T, kTerms> terms(t);
     const Shape<T> shape = shape_of<T>(t.width, t.lanes, t.active);
+    const int64_t lanes = t.lanes;
     for (int64_t row = 0; row < shape.rows; ++row) {
         for (int64_t column = 0; column < shape.columns; column += W) {
             const int64_t at = row * shape.stride + column;
-            Vec<T> value = sum_terms<T>(t, n, at);
+            Vec<T> value = terms.sum(at);
             if (scale != nullptr) {
-                const Vec<T> factor = factor_at<T>(scale, t.lanes, column);
+                const Vec<T> factor = factor_at<T>(scale, lanes, column);
                 value = base != nullptr ? fma(factor, value, load<T>(base + at)) : factor * value;
             } else if (base != nullptr) {
                 value = load<T>(base + at) + value;
@@ -98,30 +123,30 @@ struct Wide<double> {
 };
 
 // One vector of error over tolerance; `poison` becomes NaN where the new state is not finite.
-template <class T>
-FASTODE_INLINE Vec<T> error_ratio(const TileTerms<T>& t, const TileNorm<T>& n, int64_t at, Vec<T> factor, Vec<T> rtol,
-                                  Vec<T> atol, Vec<T>& poison) {
+template <class T, int kTerms>
+FASTODE_INLINE Vec<T> error_ratio(const LocalTerms<T, kTerms>& t, const TileNorm<T>& n, int64_t at, Vec<T> factor,
+                                  Vec<T> rtol, Vec<T> atol, Vec<T>& poison) {
     constexpr T tiny = sizeof(T) == 4 ? T(1.17549435e-38F) : T(2.2250738585072014e-308);
     const Vec<T> y1 = load<T>(n.y1 + at), last = load<T>(n.last + at);
     poison = poison + ((y1 - y1) + (last - last));
-    if (t.n == 0) return Vec<T>{};
     const Vec<T> size = greater<T>(absolute<T>(y1), absolute<T>(load<T>(n.y + at)));
     const Vec<T> raw = fma(rtol, size, atol);
     const Vec<T> tolerance = greater<T>(raw, splat<T>(tiny));
-    return factor * sum_terms<T>(t, t.n, at) / tolerance;
+    return factor * t.sum(at) / tolerance;
 }
 
-template <class T>
+template <class T, int kTerms>
 void norm_lanes(const TileTerms<T>& t, const TileNorm<T>& n, double* out) {
     constexpr int W = Simd<T>::W;
+    const LocalTerms<T, kTerms> terms(t);
     const auto width = static_cast<double>(t.width > 0 ? t.width : 1);
     for (int64_t lane = 0; lane < t.active; lane += W) {
         Wide<T> sum;
         Vec<T> poison{};
         const Vec<T> factor = load<T>(n.scale + lane);
         for (int64_t i = 0; i < t.width; ++i) {
-            sum.add_square(
-                error_ratio<T>(t, n, i * t.lanes + lane, factor, splat<T>(n.rtol[i]), splat<T>(n.atol[i]), poison));
+            sum.add_square(error_ratio<T, kTerms>(terms, n, i * t.lanes + lane, factor, splat<T>(n.rtol[i]),
+                                                  splat<T>(n.atol[i]), poison));
         }
         alignas(64) double squares_of[W];
         sum.write(squares_of);
@@ -131,15 +156,16 @@ void norm_lanes(const TileTerms<T>& t, const TileNorm<T>& n, double* out) {
     }
 }
 
-template <class T>
+template <class T, int kTerms>
 void norm_row(const TileTerms<T>& t, const TileNorm<T>& n, double* out) {
     constexpr int W = Simd<T>::W;
+    const LocalTerms<T, kTerms> terms(t);
     const Vec<T> factor = splat<T>(*n.scale);
     Wide<T> sum;
     Vec<T> poison{};
     for (int64_t i = 0; i < t.width; i += W) {
         Vec<T> spoilt{};
-        Vec<T> ratio = error_ratio<T>(t, n, i, factor, load<T>(n.rtol + i), load<T>(n.atol + i), spoilt);
+        Vec<T> ratio = error_ratio<T, kTerms>(terms, n, i, factor, load<T>(n.rtol + i), load<T>(n.atol + i), spoilt);
         if (i + W > t.width) {
             Mask<T> inside;
             for (int l = 0; l < W; ++l) inside[l] = i + l < t.width ? -1 : 0;
@@ -159,8 +185,12 @@ void norm_row(const TileTerms<T>& t, const TileNorm<T>& n, double* out) {
 
 template <class T>
 void norm(const TileTerms<T>& t, const TileNorm<T>& n, double* out) {
-    if (t.lanes == 1) return norm_row(t, n, out);
-    norm_lanes(t, n, out);
+    const bool row = t.lanes == 1;
+    switch (t.n) {
+        case 4: return row ? norm_row<T, 4>(t, n, out) : norm_lanes<T, 4>(t, n, out);
+        case 6: return row ? norm_row<T, 6>(t, n, out) : norm_lanes<T, 6>(t, n, out);
+        default: return row ? norm_row<T, 0>(t, n, out) : norm_lanes<T, 0>(t, n, out);
+    }
 }
 
 template <class T>

@@ -10,6 +10,17 @@ constexpr int kWidth = Simd<double>::W;
 FASTODE_INLINE V number(double x) { return splat<double>(x); }
 FASTODE_INLINE V pick(I64 mask, V yes, V no) { return select<double>(mask, yes, no); }
 
+FASTODE_INLINE void store_as(double* to, V x) { store<double>(to, x); }
+FASTODE_INLINE void store_as(float* to, V x) {
+#if defined(__AVX512F__)
+    _mm256_storeu_ps(to, _mm512_maskz_cvtpd_ps(0xff, x));
+#elif defined(__AVX2__)
+    _mm_storeu_ps(to, _mm256_cvtpd_ps(x));
+#else
+    for (int k = 0; k < kWidth; ++k) to[k] = static_cast<float>(x[k]);
+#endif
+}
+
 // The arrays hold whole groups of 16 lanes, so a row's single lane is handled as a vector like any other.
 template <class T>
 void begin(const TileControl& c, const TileLanes& l, T* step_of, int64_t active) {
@@ -23,13 +34,15 @@ void begin(const TileControl& c, const TileLanes& l, T* step_of, int64_t active)
         const V step = pick(load<double>(l.alive + i) != 0.0, signed_size, V{});
         store<double>(l.step + i, step);
         store<double>(l.t_next + i, pick(last, target, t + step));
-        for (int k = 0; k < kWidth; ++k) step_of[i + k] = static_cast<T>(step[k]);
+        store_as(step_of + i, step);
     }
 }
 
 template <class T>
 void times(const TileLanes& l, double c, T* time, int64_t active) {
-    for (int64_t i = 0; i < active; ++i) time[i] = static_cast<T>(l.t[i] + c * l.step[i]);
+    for (int64_t i = 0; i < active; i += kWidth) {
+        store_as(time + i, load<double>(l.t + i) + load<double>(l.step + i) * c);
+    }
 }
 
 FASTODE_INLINE V floored_log(V ratio, double floor) { return log_v<double>(greater<double>(number(floor), ratio)); }
@@ -86,7 +99,7 @@ int finish(const TileControl& c, const TileLanes& l, T* taken_of, int64_t active
         store<double>(l.taken + i, pick(accepted, one, zero));
         store<double>(l.t_old + i, t);
         store<double>(l.t + i, pick(accepted, t_next, t));
-        for (int k = 0; k < kWidth; ++k) taken_of[i + k] = static_cast<T>(accepted[k] != 0 ? 1 : 0);
+        store_as(taken_of + i, pick(accepted, one, zero));
         any_event |= event;
         any_rejection |= alive & ~accepted;
         any_acceptance |= accepted;

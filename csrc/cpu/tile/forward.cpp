@@ -343,7 +343,7 @@ private:
         }
         if ((flags & tile_step_event) != 0) {
             for (int64_t lane = 0; lane < active; ++lane) {
-                if (l_.alive[lane] == 0.0 || l_.outcome[lane] == -1.0) continue;
+                if (l_.event[lane] == 0.0 || l_.outcome[lane] == -1.0) continue;
                 finish_sample(lane, static_cast<Status>(static_cast<int64_t>(l_.outcome[lane])));
                 l_.alive[lane] = 0.0;
                 --live_;
