@@ -216,7 +216,7 @@ ACCURACY = {
     "expm1": (3.0, (-20, 80), np.expm1),
     "log": (1.5, (1e-20, 1e20), np.log),
     "log1p": (2.0, (-0.99, 1e4), np.log1p),
-    "tanh": (4.0, (-9, 9), np.tanh),
+    "tanh": (5.0, (-9, 9), np.tanh),
     "sigmoid": (3.0, (-80, 80), lambda x: 1 / (1 + np.exp(-x))),
     "sin": (2.0, (-3000, 3000), np.sin),
     "cos": (2.0, (-3000, 3000), np.cos),

@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import nn
 
+import fastode
 from fastode.program import capture
 from fastode.program.capture import Capture
-from fastode.program.identity import KEPT_ON_FIELDS
+from fastode.program.identity import KEPT_ON_FIELDS, Guard, describe
 from tests.program.tools import F64, attempt, compare, refusal_of
 
 
@@ -885,3 +886,34 @@ def test_the_random_state_is_left_alone():
     before = torch.get_rng_state()
     attempt(lambda t, y: torch.sin(y) * 1.25, Y0)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_variable_that_is_deleted():
+    k = 1.0
+
+    def field(t, y):
+        return y * k
+
+    compare(field, Y0)
+    del k
+    with pytest.raises(NameError):
+        fastode.solve(field, Y0, (0.0, 1.0))
+
+
+def test_a_global_that_hides_a_builtin(monkeypatch):
+    def field(t, y):
+        return y * max(1.0, 2.0)
+
+    compare(field, Y0)
+    monkeypatch.setitem(field.__globals__, "max", min)
+    compare(field, Y0)
+
+
+def test_the_guard_notices_and_the_description_agrees():
+    net = Net()
+    guard = Guard(describe(net))
+    assert guard.holds()
+    net.gain = 7.0
+    assert not guard.holds()
+    net.gain = 1.5  # another object, though equal: described anew, and found to be the same
+    assert describe(net).key == describe(Net()).key
