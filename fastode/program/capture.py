@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fastode.field import FlatField
 from fastode.program.autodiff import pullback
@@ -19,7 +20,7 @@ from fastode.program.evaluate import evaluate, evaluate_pullback
 from fastode.program.identity import KEPT_ON_FIELDS, Description, Guard, describe, difference
 from fastode.program.ir import Program, Pullback
 from fastode.program.lower import KNOWN, Lowered, fold_prologue, lower, run_prologue
-from fastode.program.trace import Graph, NotAProgram, Written, record
+from fastode.program.trace import Graph, NotAProgram, Ref, Written, record
 from fastode.vjp import Substitute, need_stand_ins
 
 _KEPT = 256
@@ -286,7 +287,7 @@ def _build(
     names.update(
         (number, f"controls{i}" if len(controls) > 1 else "controls") for i, number in enumerate(graph.controls)
     )
-    lowered = lower(graph, y0.shape[1], y0.dtype, y0.device, lambda n: _short(names.get(n, f"p{n}")))
+    lowered = lower(graph, y0.shape[1], y0.dtype, y0.device, functools.partial(_name, graph, names))
     literals = dict(graph.literals)
     lowered.prologue = fold_prologue(lowered.prologue, literals)
     back = pullback(lowered.builder, lowered.program)
@@ -316,6 +317,20 @@ def _build(
 
 def _memory(tensor: Tensor) -> int | None:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
+
+
+def _name(graph: Graph, names: dict[int, str], number: int, depth: int = 0) -> str:
+    """Of a leaf: where it is from, or how torch computes it before a solve."""
+    if number in names:
+        return _short(names[number])
+    call = next((call for call in reversed(graph.calls) if number in call.outputs), None)
+    if call is not None and depth < 3:
+        refs = [leaf.index for leaf in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Ref)]
+        text = ", ".join(_name(graph, names, n, depth + 1) for n in refs if n != number)
+        name = f"{call.func.overloadpacket.__name__.strip('_')}({text})"
+        if text and len(name) <= 40:
+            return name
+    return f"p{number}"
 
 
 def _short(path: str) -> str:

@@ -6,6 +6,7 @@ dtype, but not its values. Two closures made from the same lines over new tensor
 
 from __future__ import annotations
 
+import builtins
 import functools
 import operator
 import sys
@@ -123,7 +124,7 @@ def _token(value: Any, found: Description, path: str) -> tuple[Any, list[tuple[s
         return _of_tensor(value, found, path), []
     if kind in (list, tuple, set, frozenset):
         if kind in (list, set):
-            found.watched.append(_Content(value, tuple(value)))
+            found.watched.append(_Names(value, (), tuple(value)))
         items = list(value) if kind in (list, tuple) else sorted(value, key=repr)
         return (kind, len(items)), [(f"[{i}]", item) for i, item in enumerate(items)]
     if isinstance(value, dict):
@@ -218,7 +219,11 @@ def _of_class(kind: type, found: Description, path: str) -> None:
 
 def _of_function(function: types.FunctionType, found: Description) -> Iterator[tuple[str, Any]]:
     code, defaults, named_defaults = function.__code__, function.__defaults__, function.__kwdefaults__
-    found.watched.append(_Code(function, code, defaults, tuple((named_defaults or {}).values())))
+    found.watched.append(_Attribute(function, "__code__", code))
+    found.watched.append(_Attribute(function, "__defaults__", defaults))
+    found.watched.append(_Attribute(function, "__kwdefaults__", named_defaults))
+    if named_defaults:
+        found.watched.append(_Names(named_defaults, tuple(named_defaults), tuple(named_defaults.values())))
     own = {k: v for k, v in vars(function).items() if k != KEPT_ON_FIELDS}
     found.watched.append(_Names(vars(function), tuple(own), tuple(own.values())))
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
@@ -227,7 +232,7 @@ def _of_function(function: types.FunctionType, found: Description) -> Iterator[t
         except ValueError:  # not filled yet
             found.complete = False
             continue
-        found.watched.append(_Cell(cell, content))
+        found.watched.append(_Attribute(cell, "cell_contents", content))
         yield f", variable {name}", content
     for i, item in enumerate(defaults or ()):
         yield f", default {i}", item
@@ -240,7 +245,7 @@ def _of_function(function: types.FunctionType, found: Description) -> Iterator[t
     for name in sorted(names):
         if name in function.__globals__:
             yield from _of_global(function.__globals__, name, f", global {name}", names, found, 0)
-        else:
+        elif hasattr(builtins, name):  # a global of this name would hide it
             found.watched.append(_Entry(function.__globals__, name, _ABSENT))
 
 
@@ -269,131 +274,97 @@ def _names(code: types.CodeType) -> Iterator[str]:
 _ABSENT: Any = object()
 
 
-class _Watched:
-    """Something that may change, and what it held."""
-
-    __slots__ = ()
-
-    def same(self) -> bool:
-        raise NotImplementedError
-
-
-def _identical(values: Collection[Any], content: tuple[Any, ...]) -> bool:
-    return len(values) == len(content) and all(map(operator.is_, values, content))
-
-
 @dataclass(slots=True)
-class _Names(_Watched):
-    """A dictionary, but for the captures that are kept in it."""
+class _Names:
+    """A dictionary, but for the captures that are kept in it; or a list or a set."""
 
     names: Any
     keys: tuple[Any, ...]
     content: tuple[Any, ...]
 
-    def same(self) -> bool:
-        names = self.names
-        if KEPT_ON_FIELDS in names:
-            return _identical([v for k, v in names.items() if k != KEPT_ON_FIELDS], self.content)
-        return _identical(names.values(), self.content) and (not self.keys or tuple(names) == self.keys)
-
 
 @dataclass(slots=True)
-class _Content(_Watched):
-    """A list or a set."""
-
-    items: Any
-    content: tuple[Any, ...]
-
-    def same(self) -> bool:
-        return _identical(self.items, self.content)
-
-
-@dataclass(slots=True)
-class _Cell(_Watched):
-    """A variable of a closure."""
-
-    cell: Any
-    content: Any
-
-    def same(self) -> bool:
-        try:
-            return self.cell.cell_contents is self.content
-        except ValueError:
-            return False
-
-
-@dataclass(slots=True)
-class _Entry(_Watched):
+class _Entry:
     """A global, or an attribute of a class."""
 
     names: Any
     name: str
     content: Any
 
-    def same(self) -> bool:
-        return self.names.get(self.name, _ABSENT) is self.content
-
 
 @dataclass(slots=True)
-class _Size(_Watched):
+class _Size:
     """The number of attributes of a class: a new one may hide that of a base."""
 
     names: Any
     size: int
 
-    def same(self) -> bool:
-        return len(self.names) == self.size
-
 
 @dataclass(slots=True)
-class _Attribute(_Watched):
-    """The class of an object, or one of its slots."""
+class _Attribute:
+    """Of an object, of a function, or the variable of a closure."""
 
     value: Any
     name: str
     content: Any
 
-    def same(self) -> bool:
-        return getattr(self.value, self.name, _ABSENT) is self.content
 
-
-@dataclass(slots=True)
-class _Code(_Watched):
-    """A function's code and defaults."""
-
-    function: types.FunctionType
-    code: types.CodeType
-    defaults: Any
-    named_defaults: tuple[Any, ...]
-
-    def same(self) -> bool:
-        function = self.function
-        return (
-            function.__code__ is self.code
-            and function.__defaults__ is self.defaults
-            and (
-                (not self.named_defaults and not function.__kwdefaults__)
-                or _identical((function.__kwdefaults__ or {}).values(), self.named_defaults)
-            )
-        )
+_Watched = _Names | _Entry | _Size | _Attribute
 
 
 class Guard:
-    """A quick test that nothing a field refers to has changed, but for the values of its tensors."""
+    """A quick test that nothing a field refers to has changed, but for the values of its tensors.
+
+    Quick, as it comes before every solve: hence lists of tuples, and what is empty is looked at in one go.
+    """
 
     def __init__(self, description: Description) -> None:
         self._complete = description.complete and description.unseen is None
-        self._watched = description.watched
+        watched = description.watched
+        names = [w for w in watched if isinstance(w, _Names)]
+        self._empty = [w.names for w in names if not w.content and not _keeps_captures(w.names)]
+        self._dicts = [(w.names, w.content, w.keys) for w in names if w.content and isinstance(w.names, dict)]
+        self._dicts += [(w.names, (), ()) for w in names if not w.content and _keeps_captures(w.names)]
+        self._lists = [(w.names, w.content) for w in names if w.content and not isinstance(w.names, dict)]
+        self._entries = [(w.names, w.name, w.content) for w in watched if isinstance(w, _Entry)]
+        self._sizes = [(w.names, w.size) for w in watched if isinstance(w, _Size)]
+        self._attributes = [(w.value, w.name, w.content) for w in watched if isinstance(w, _Attribute)]
         self._tensors = [(t, t.shape, t.dtype, t.device, t.requires_grad) for t in description.tensors]
 
     def holds(self) -> bool:
         """Whether the description is still that of the field."""
-        if not self._complete:
+        if not self._complete or any(self._empty):
             return False
-        for watched in self._watched:
-            if not watched.same():
+        for names, content, keys in self._dicts:
+            if len(names) != len(content):
+                kept = {k: v for k, v in names.items() if k != KEPT_ON_FIELDS}
+                if len(kept) != len(content) or not all(map(operator.is_, kept.values(), content)):
+                    return False
+                names = kept
+            elif not all(map(operator.is_, names.values(), content)):
                 return False
+            if tuple(names) != keys:
+                return False
+        for items, content in self._lists:
+            if len(items) != len(content) or not all(map(operator.is_, items, content)):
+                return False
+        for names, name, content in self._entries:
+            if names.get(name, _ABSENT) is not content:
+                return False
+        for names, size in self._sizes:
+            if len(names) != size:
+                return False
+        try:
+            for value, name, content in self._attributes:
+                if getattr(value, name, _ABSENT) is not content:
+                    return False
+        except ValueError:  # a variable of a closure that has been deleted
+            return False
         for t, shape, dtype, device, grad in self._tensors:
             if t.shape != shape or t.dtype is not dtype or t.requires_grad is not grad or t.device != device:
                 return False
         return True
+
+
+def _keeps_captures(names: Any) -> bool:
+    return isinstance(names, dict) and KEPT_ON_FIELDS in names

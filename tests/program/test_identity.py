@@ -892,7 +892,7 @@ def test_a_variable_that_is_deleted():
     k = 1.0
 
     def field(t, y):
-        return y * k
+        return y * k  # noqa: F821
 
     compare(field, Y0)
     del k
