@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
+from torch import Tensor
 
 from fastode.backends.choose import choose
 from fastode.problem import Inputs, Plan, make_problem
 from fastode.program.capture import Refusal, capture_field
 from fastode.program.ir import Program
+from fastode.tree import StateSpec
+
+_numbers = itertools.count()
+_captured: WeakValueDictionary[int, CapturedField] = WeakValueDictionary()
+
+
+def captured_field(number: int) -> CapturedField:
+    """The captured field of a number."""
+    return _captured[number]
 
 
 class CapturedField:
@@ -23,11 +35,22 @@ class CapturedField:
     Attributes:
         field: the user's callable.
         program: its ``Program``; ``print`` shows it.
+        state: layout of the state.
+        controls_spec: structure of the controls, None where the field takes none.
+        held: the tensors that the field held when it was captured; under ``torch.compile`` these are its parameters.
+        number: by which operators know it.
     """
 
-    def __init__(self, field: Callable[..., Any], program: Program) -> None:
+    def __init__(
+        self, field: Callable[..., Any], program: Program, state: StateSpec, controls_spec: Any, held: Sequence[Tensor]
+    ) -> None:
         self.field = field
         self.program = program
+        self.state = state
+        self.controls_spec = controls_spec
+        self.held = list(held)
+        self.number = next(_numbers)
+        _captured[self.number] = self
 
     def __call__(self, *args: Any) -> Any:
         """The field itself."""
@@ -67,10 +90,11 @@ def capture(field: Callable[..., Any], y0: Any, controls: Any = None, *, t: Any 
         TypeError, ValueError: arguments that ``solve`` would refuse.
     """
     plan, inputs = _problem(field, y0, controls, t)
-    found, _ = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
+    found, tensors = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
     if isinstance(found, Refusal):
         raise RuntimeError(f"the field has no program: {found}")
-    return CapturedField(field, found.program)
+    spec = plan.field.controls_spec
+    return CapturedField(field, found.program, plan.field.state, spec, tensors)
 
 
 @dataclass(frozen=True)

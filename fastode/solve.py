@@ -88,6 +88,44 @@ def solve(
         RuntimeError: the backend asked for cannot run this solve.
         SolveError: a sample failed and ``on_failure="raise"``.
     """
+    options = {
+        "controls": controls,
+        "method": method,
+        "rtol": rtol,
+        "atol": atol,
+        "step_size": step_size,
+        "controller": controller,
+        "gradient": gradient,
+        "backend": backend,
+        "max_steps": max_steps,
+        "dense": dense,
+        "on_failure": on_failure,
+    }
+    if torch.compiler.is_compiling():
+        from fastode import compiled  # loads torch's compiler
+
+        return compiled.solve(field, y0, t, **options)
+    return solve_now(field, y0, t, **options)
+
+
+def solve_now(
+    field: Callable[..., Any],
+    y0: Any,
+    t: Any,
+    *,
+    controls: Any,
+    method: str | Tableau,
+    rtol: Any,
+    atol: Any,
+    step_size: float | Tensor | None,
+    controller: PIDController | None,
+    gradient: Gradient | Checkpoint,
+    backend: str,
+    max_steps: int,
+    dense: bool,
+    on_failure: str,
+) -> Solution:
+    """``solve`` outside of compilation."""
     if on_failure not in ("raise", "nan"):
         raise ValueError(f"on_failure must be 'raise' or 'nan', got {on_failure!r}")
     policy = Checkpoint() if gradient == "checkpoint" else gradient if isinstance(gradient, Checkpoint) else None

@@ -56,6 +56,7 @@ def _rules() -> dict[str, Rule]:
         by_x = mul(b, g, mul(b, p, op(b, "pow", x, op(b, "sub", p, 1.0))))
         if p.constant is not None:
             return by_x, None
+        by_x = op(b, "where", op(b, "eq", p, 0.0), 0.0, by_x)
         flat = op(b, "logical_and", op(b, "eq", x, 0.0), op(b, "ge", p, 0.0))
         return by_x, mul(b, g, op(b, "where", flat, 0.0, mul(b, out, op(b, "log", x))))
 

@@ -293,6 +293,8 @@ class Builder:
             return self.pointwise("neg", values[1] if first == -1.0 else values[0])
         if op == "pow" and second is not None:
             x = values[0]
+            if second == 0.0:
+                return self.gather(self.const(1.0), np.zeros(size, dtype=np.int64))
             if second == 1.0:
                 return x
             if second == 2.0:

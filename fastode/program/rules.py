@@ -94,7 +94,7 @@ def _leaky_relu(b: Builder, x: Value, slope: float = 0.01) -> Value:
 
 
 def _threshold(b: Builder, x: Value, threshold: float, value: float) -> Value:
-    return b.pointwise("where", b.pointwise("gt", x, float(threshold)), x, float(value))
+    return b.pointwise("where", b.pointwise("le", x, float(threshold)), float(value), x)
 
 
 def _hardtanh(b: Builder, x: Value, low: float = -1, high: float = 1) -> Value:
@@ -264,7 +264,7 @@ _register(
         "tanh_backward": _same("tanh_back"),
         "sigmoid_backward": _same("sigmoid_back"),
         "threshold_backward": lambda b, g, x, threshold: b.pointwise(
-            "where", b.pointwise("gt", x, float(threshold)), g, 0.0
+            "where", b.pointwise("le", x, float(threshold)), 0.0, g
         ),
         "bitwise_and": _same("logical_and"),
         "bitwise_or": _same("logical_or"),
