@@ -185,6 +185,21 @@ def test_matrix_products(isa, where, size, by_columns, add, dtype, lanes):
 
 
 @pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("per_column", [False, True])
+def test_biases_common_to_all_samples(isa, per_column, columns, lanes):
+    weights, x = torch.randn(5, 4), torch.randn(BATCH, 4, columns)
+    bias = torch.randn(5, columns if per_column else 1)
+    start = at("SHARED", 20, columns, 1) if per_column else at("SHARED", 20, 1, 0)
+    forward = [
+        ins("matmul", 5, at("OUT", 0, columns, 1), at("SHARED", 0, 4, 1), at("PARAM", 0, columns, 1), start, 4, columns)
+    ]
+    program = Program(5 * columns, forward, torch.float32, lanes, shared=[weights, bias], params=[x.reshape(BATCH, -1)])
+    out = program.evaluate(torch.zeros(BATCH, 5 * columns)).reshape(BATCH, 5, columns)
+    torch.testing.assert_close(out, weights @ x + bias)
+
+
+@pytest.mark.parametrize("lanes", LANES)
 def test_products_of_any_operands_and_strides(isa, lanes):
     """The matrix on the right, in place of an addend, with the output by columns."""
     weights, x, y = torch.randn(3, 4), torch.randn(BATCH, 2, 3), torch.randn(BATCH, 2, 4)

@@ -6,12 +6,13 @@
 namespace fastode::FASTODE_ISA {
 namespace {
 
-// Pointers to the first element and distances in elements. c may be null; it may be out.
+// Pointers to the first element and distances in elements. c may be null; it may be out; c_number: one number a row.
 template <class T>
 struct LaneProduct {
     T* out;
     const T *a, *b, *c;
     int64_t out_row, a_row, a_column, b_row, c_row;
+    bool c_number;
     int64_t m, k, columns;  // columns are contiguous: lanes, or lanes of several columns of b
 };
 
@@ -28,7 +29,12 @@ FASTODE_INLINE void lane_block(const LaneProduct<T>& p, int64_t row, int64_t col
     Vec<T> sum[kRows][kVectors];
     for (int r = 0; r < kRows; ++r) {
         for (int v = 0; v < kVectors; ++v) {
-            sum[r][v] = p.c == nullptr ? Vec<T>{} : load<T>(p.c + (row + r) * p.c_row + column + v * W);
+            if (p.c == nullptr) {
+                sum[r][v] = Vec<T>{};
+            } else {
+                const T* start = p.c + (row + r) * p.c_row;
+                sum[r][v] = p.c_number ? splat<T>(*start) : load<T>(start + column + v * W);
+            }
         }
     }
     const T* a = p.a + row * p.a_row + (kWeights ? 0 : column);

@@ -31,25 +31,43 @@ void plain_product(const TileInstruction& in, const TileFrame<T>& f) {
     }
 }
 
+// The same product with the operands exchanged and everything transposed.
+FASTODE_INLINE TileInstruction transposed(const TileInstruction& in) {
+    const auto turned = [](const TileOperand& x) { return TileOperand{x.base, x.offset, x.s1, x.s0}; };
+    TileInstruction result = in;
+    result.n0 = in.n2;
+    result.n2 = in.n0;
+    result.out = turned(in.out);
+    result.a = turned(in.b);
+    result.b = turned(in.a);
+    result.c = turned(in.c);
+    return result;
+}
+
 template <class T>
 void lanes_matmul(const TileInstruction& in, const TileFrame<T>& f) {
-    const bool has_c = in.c.base != base_none;
+    if (in.b.base == base_shared) {
+        if (in.a.base == base_shared) return plain_product(in, f);
+        return lanes_matmul(transposed(in), f);
+    }
+    const bool has_c = in.c.base != base_none, c_number = in.c.base == base_shared;
     const bool weights = in.a.base == base_shared;
-    if (in.b.base == base_shared || (has_c && in.c.base == base_shared)) return plain_product(in, f);
-    const int64_t L = f.lanes;
+    const int64_t L = f.lanes, a_scale = weights ? 1 : L, c_scale = c_number ? 1 : L;
     LaneProduct<T> p{f.at(in.out),
                      f.at(in.a),
                      f.at(in.b),
                      has_c ? f.at(in.c) : nullptr,
                      in.out.s0 * L,
-                     in.a.s0 * (weights ? 1 : L),
-                     in.a.s1 * (weights ? 1 : L),
+                     in.a.s0 * a_scale,
+                     in.a.s1 * a_scale,
                      in.b.s0 * L,
-                     has_c ? in.c.s0 * L : 0,
+                     in.c.s0 * c_scale,
+                     c_number,
                      in.n0,
                      in.n1,
                      f.active};
-    const bool joined = weights && f.active == L && in.b.s1 == 1 && in.out.s1 == 1 && (!has_c || in.c.s1 == 1);
+    const bool c_joins = !has_c || in.n2 == 1 || in.c.s1 == (c_number ? 0 : 1);
+    const bool joined = weights && f.active == L && in.b.s1 == 1 && in.out.s1 == 1 && c_joins;
     if (joined) p.columns = in.n2 * L;
     for (int64_t k = 0; k < (joined ? 1 : in.n2); ++k) {
         if (weights) {
@@ -59,7 +77,7 @@ void lanes_matmul(const TileInstruction& in, const TileFrame<T>& f) {
         }
         p.out += in.out.s1 * L;
         p.b += in.b.s1 * L;
-        if (has_c) p.c += in.c.s1 * L;
+        if (has_c) p.c += in.c.s1 * c_scale;
     }
 }
 
