@@ -392,6 +392,10 @@ class _Lowering:
                 self.set(number, self.b.unsupported(f"{call.func} {reason}"), Meta(meta.shape, None, self.dtype))
                 continue
             storage = source.storage
+            if number in self.graph.stopped and storage.level < 2 and storage.base not in self.graph.literals:
+                whole = np.arange(int(np.prod(meta.shape)), dtype=np.int64).reshape(meta.shape)
+                self.views[number] = View(Storage(number, storage.level), whole)  # a leaf of its own, without gradient
+                continue
             if number in self.graph.stopped and storage.level == 2:
                 stop = self.b.make("stop", (self.content(storage),), self.content(storage).size)
                 storage = Storage(storage.base, 2, stop)

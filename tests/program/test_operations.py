@@ -2,11 +2,16 @@
 
 import math
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.program.tools import F64, check
+from fastode.program import ir
+from fastode.program.capture import Refusal
+from fastode.program.evaluate import evaluate, evaluate_pullback
+from tests.program.tools import F32, F64, attempt, check, compare, program_of
 
 B, D = 5, 6
 
@@ -297,3 +302,216 @@ def test_in_place(name):
 
     y, c = data(F64)
     check(field, y, c)
+
+
+# -- special values
+
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -2.5, 3.0, -3.0, 6.0, math.inf, -math.inf, math.nan]
+AT_SPECIAL_VALUES = {
+    "neg": torch.neg,
+    "abs": torch.abs,
+    "sign": torch.sign,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "reciprocal": torch.reciprocal,
+    "square": torch.square,
+    "exp": torch.exp,
+    "expm1": torch.expm1,
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "sin": torch.sin,
+    "tanh": torch.tanh,
+    "asin": torch.asin,
+    "atan": torch.atan,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "erf": torch.erf,
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+    "round": torch.round,
+    "trunc": torch.trunc,
+    "pow_2": lambda y: y**2,
+    "pow_3": lambda y: y**3,
+    "pow_half": lambda y: y**0.5,
+    "pow_minus_1": lambda y: y**-1,
+    "pow_0": lambda y: y**0,
+    "clamp": lambda y: y.clamp(-2.5, 2.5),
+    "minimum": lambda y: torch.minimum(y, torch.full_like(y, 0.5)),
+    "maximum": lambda y: torch.maximum(y, torch.full_like(y, 0.5)),
+    "fmod": lambda y: torch.fmod(y, 2.5),
+    "remainder": lambda y: torch.remainder(y, 2.5),
+    "isnan": lambda y: torch.isnan(y).to(y.dtype),
+    "isfinite": lambda y: torch.isfinite(y).to(y.dtype),
+    "nan_to_num": torch.nan_to_num,
+    "equal": lambda y: (y == y).to(y.dtype) + (y != 0).to(y.dtype),
+    "less": lambda y: (y < 0).to(y.dtype) + (y >= 0.5).to(y.dtype),
+    "where": lambda y: torch.where(y > 0, y, 0.0),
+    "softplus": F.softplus,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "selu": F.selu,
+    "celu": F.celu,
+    "hardtanh": F.hardtanh,
+    "relu6": F.relu6,
+    "hardsigmoid": F.hardsigmoid,
+    "hardshrink": F.hardshrink,
+    "softshrink": F.softshrink,
+    "threshold": lambda y: F.threshold(y, 0.5, 2.0),
+    "softsign": F.softsign,
+}
+
+
+@pytest.mark.parametrize("name", AT_SPECIAL_VALUES)
+def test_special_values(name):
+    f = AT_SPECIAL_VALUES[name]
+    field = lambda t, y: f(y)  # noqa: E731
+    made = program_of(field, 0.3 + torch.rand(3, len(SPECIAL), dtype=F64) / 2)
+    y = torch.tensor([SPECIAL], dtype=F64).requires_grad_()
+    expected, t = f(y), torch.zeros(1, dtype=F64)
+    torch.testing.assert_close(evaluate(made.program, t, y.detach(), [], []), expected.detach(), equal_nan=True)
+    if expected.requires_grad:
+        # At infinity torch's own formulas give NaN or the limit, whichever was easier to write.
+        g = torch.ones_like(expected)
+        (true,) = torch.autograd.grad(expected, y, g)
+        own = evaluate_pullback(made.pullback, t, y.detach(), [], [], g)[0]
+        finite = torch.isfinite(y.detach()) & torch.isfinite(true)
+        torch.testing.assert_close(own[finite], true[finite], rtol=1e-6, atol=1e-7)
+
+
+def test_ties():
+    y = torch.tensor([[1.0, 1.0, 0.0, 1.0, -2.0, -2.0]], dtype=F64)
+
+    def field(t, y):
+        return (
+            torch.maximum(y, y.roll(1, -1))
+            + 2 * torch.minimum(y, y.roll(1, -1))
+            + 3 * y.amax(-1, keepdim=True)
+            + 4 * y.amin(-1, keepdim=True)
+            + 5 * torch.clamp(y, -2.0, 1.0)
+        )
+
+    compare(field, y.repeat(3, 1))
+
+
+def test_powers_at_zero():
+    y = torch.tensor([[0.0, 0.0, 0.0, 2.0]], dtype=F64).repeat(3, 1)
+    p = torch.tensor([[0.0, 1.0, 2.0, 0.0]], dtype=F64).repeat(3, 1)
+    compare(lambda t, y, p: y**p, y, p)
+
+
+def test_dtype_of_numbers_follows_the_state():
+    y, c = data(F32)
+    check(lambda t, y, c: torch.sin(3 * y + 0.1) * c - y / 3 + 1e-3 * y**2, y, c)
+
+
+def test_every_pointwise_operation_of_programs_is_reached():
+    reached = set()
+    for name, f in ALL.items():
+        y, c = data(F64)
+        found = attempt(lambda t, y, c, f=f: f(y, c, t), y, c)
+        assert not isinstance(found, Refusal), name
+        reached |= {value.op for value in (*found.program.values(), *found.pullback.values())}
+    # fma is made by backends, the others are parts of gradients of gradients.
+    assert set(ir.POINTWISE) - reached <= {"fma", "tanh_back", "sigmoid_back"}, set(ir.POINTWISE) - reached
+
+
+# -- views, at random
+
+
+@st.composite
+def moves(draw):
+    """A function from (B, 2, 3, 2) to (B, 12) made of views and joins, as its steps."""
+    steps, shape = [], [2, 3, 2]
+    for _ in range(draw(st.integers(1, 5))):
+        kind = draw(
+            st.sampled_from(["permute", "slice", "select", "flip", "stack", "cat", "expand", "unsqueeze", "merge"])
+        )
+        dim = draw(st.integers(0, max(len(shape) - 1, 0)))
+        size = shape[dim] if shape else 0
+        if kind == "permute" and shape:
+            order = draw(st.permutations(range(len(shape))))
+            steps.append(lambda x, order=order: x.permute(0, *(d + 1 for d in order)))
+            shape = [shape[d] for d in order]
+        elif kind == "slice" and size > 1:
+            start, step = draw(st.integers(0, size - 1)), draw(st.integers(1, 2))
+            steps.append(lambda x, d=dim, a=start, s=step: x[(slice(None),) * (d + 1) + (slice(a, None, s),)])
+            shape = [*shape[:dim], len(range(start, size, step)), *shape[dim + 1 :]]
+        elif kind == "select" and size:
+            at = draw(st.integers(-size, size - 1))
+            steps.append(lambda x, d=dim, at=at: x.select(d + 1, at))
+            shape = shape[:dim] + shape[dim + 1 :]
+        elif kind == "flip" and size:
+            steps.append(lambda x, d=dim: x.flip(d + 1))
+        elif kind == "stack" and math.prod(shape) < 40:
+            at = draw(st.integers(0, len(shape)))
+            steps.append(lambda x, d=at: torch.stack([x, 2 * x, torch.ones_like(x)], dim=d + 1))
+            shape = [*shape[:at], 3, *shape[at:]]
+        elif kind == "cat" and size and math.prod(shape) < 40:
+            steps.append(lambda x, d=dim: torch.cat([x, x.cos()], dim=d - x.ndim + 1))
+            shape = [*shape[:dim], 2 * size, *shape[dim + 1 :]]
+        elif kind == "expand" and math.prod(shape) < 40:
+            steps.append(lambda x: x.unsqueeze(1).expand(-1, 3, *x.shape[1:]))
+            shape = [3, *shape]
+        elif kind == "unsqueeze":
+            at = draw(st.integers(0, len(shape)))
+            steps.append(lambda x, d=at: x.unsqueeze(d + 1))
+            shape = [*shape[:at], 1, *shape[at:]]
+        elif kind == "merge":
+            steps.append(lambda x: x.reshape(x.shape[0], -1))
+            shape = [math.prod(shape)]
+    return steps
+
+
+@hypothesis.settings(max_examples=60)
+@hypothesis.given(steps=moves(), batch=st.sampled_from([1, 2, 3, 5]))
+def test_views_at_random(steps, batch):
+    def field(t, y):
+        x = y.view(-1, 2, 3, 2)
+        for step in steps:
+            x = step(x)
+        x = x.reshape(x.shape[0], -1)
+        return y * x.sum(-1, keepdim=True) + F.pad(x, (0, 12))[:, :12]
+
+    check(field, torch.randn(batch, 12, dtype=F64))
+
+
+LEAVES = [lambda y, c, t: y, lambda y, c, t: c, lambda y, c, t: t, lambda y, c, t: 0.7, lambda y, c, t: y[:, :1]]
+FUNCTIONS = [torch.tanh, torch.sin, torch.sigmoid, torch.exp, F.softplus, torch.square, torch.neg, torch.atan]
+OPERATORS = [
+    torch.add,
+    torch.sub,
+    torch.mul,
+    torch.maximum,
+    lambda a, b: a / (1 + b * b),
+    lambda a, b: torch.where(a > b, a, b),
+]
+
+
+def tensor(x, y):
+    return x if isinstance(x, torch.Tensor) else torch.full_like(y, x)
+
+
+EXPRESSIONS = st.recursive(
+    st.sampled_from(LEAVES),
+    lambda inner: st.one_of(
+        st.builds(lambda f, a: lambda y, c, t: torch.tanh(f(tensor(a(y, c, t), y))), st.sampled_from(FUNCTIONS), inner),
+        st.builds(
+            lambda f, a, b: lambda y, c, t: f(tensor(a(y, c, t), y), tensor(b(y, c, t), y)),
+            st.sampled_from(OPERATORS),
+            inner,
+            inner,
+        ),
+    ),
+    max_leaves=12,
+)
+
+
+@hypothesis.settings(max_examples=60)
+@hypothesis.given(expression=EXPRESSIONS)
+def test_expressions_at_random(expression):
+    def field(t, y, c):
+        return tensor(expression(y, c, t), y) + 0 * y
+
+    torch.manual_seed(0)
+    check(field, *data(F64), precision=1e-8)
