@@ -148,7 +148,12 @@ def capture_field(
     key = (description.key, shapes)
     if description.unseen is not None:
         what = description.unseen.removeprefix("field").lstrip("., ") or "the field"
-        return Refusal(f"{what} may change without being noticed", None), description.tensors
+        refusal = Refusal(f"{what} may change without being noticed", None)
+        if home is not None:
+            _keep(
+                home, name, shapes, lambda: Guard(None), refusal, ()
+            )  # to look again would take long, and refusing is safe
+        return refusal, ()
     found = _recall(key) or _recall((*key, batch))
     if isinstance(found, Capture) and not found.fits(description.tensors, batch):
         found = None
@@ -160,13 +165,26 @@ def capture_field(
         while len(_captures) > _KEPT:
             _captures.popitem(last=False)
     if home is not None:
-        if kept is None:
-            kept = home[KEPT_ON_FIELDS] = _Kept()
-            kept.home = home
-        if len(kept) > 16:
-            kept.clear()
-        kept[name, shapes] = (Guard(description), found, tuple(description.tensors))
+        _keep(home, name, shapes, lambda: Guard(description), found, tuple(description.tensors))
     return found, description.tensors
+
+
+def _keep(
+    home: dict[str, Any],
+    method: Any,
+    shapes: Any,
+    guard: Callable[[], Guard],
+    found: Capture | Refusal,
+    tensors: tuple[Tensor, ...],
+) -> None:
+    """On the field's own object. The guard is made last: it looks at the dictionary that this is kept in."""
+    kept = home.get(KEPT_ON_FIELDS)
+    if kept is None or kept.home is not home:
+        kept = home[KEPT_ON_FIELDS] = _Kept()
+        kept.home = home
+    if len(kept) > 16:
+        kept.clear()
+    kept[method, shapes] = (guard(), found, tensors)
 
 
 def _recall(key: Any) -> Capture | Refusal | None:

@@ -318,7 +318,9 @@ class Guard:
     Quick, as it comes before every solve: hence lists of tuples, and what is empty is looked at in one go.
     """
 
-    def __init__(self, description: Description) -> None:
+    def __init__(self, description: Description | None) -> None:
+        """Of a description, or one that always holds."""
+        description = description or Description()
         self._complete = description.complete and description.unseen is None
         watched = description.watched
         names = [w for w in watched if isinstance(w, _Names)]

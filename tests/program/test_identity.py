@@ -738,6 +738,21 @@ def test_a_large_array_is_refused():
     assert "variable table may change without being noticed" in refusal_of(field, Y0).reason
 
 
+def test_what_takes_long_to_look_through_is_refused_once(monkeypatch):
+    from fastode.program import identity
+
+    class Holding(Net):
+        def __init__(self):
+            super().__init__()
+            self.data = [[i] for i in range(100)]
+
+    monkeypatch.setattr(identity, "_MAX_OBJECTS", 50)
+    field = Holding()
+    assert "may change without being noticed" in refusal_of(field, Y0).reason
+    monkeypatch.setattr(capture, "describe", None)
+    assert "may change without being noticed" in refusal_of(field, Y0).reason
+
+
 def test_a_container_of_an_unknown_kind_is_refused():
     last = collections.deque([1.0])
 
