@@ -240,7 +240,7 @@ void tile_adjoint(const TileProgram& program, const TileMethod& method, const Ti
     const double ns = estimated_ns(program.forward_keep, lanes) + estimated_ns(program.reverse, lanes) +
                       estimated_ns(program.accumulate, lanes) + 4.0 * static_cast<double>(dim);
     const double total = batch == 0 ? 0.0 : ns * static_cast<double>(adjoint.offsets[batch] * (method.s - 1));
-    const int64_t n_groups = gradient_groups(batch, lanes);
+    const int64_t n_groups = gradient_groups(program, batch);
     const int64_t size = n_groups == 0 ? 0 : (batch + n_groups - 1) / n_groups;
     over_groups<T>(program, n_groups, threads_for(total, adjoint.threads), adjoint.gradients.shared,
                    [&](int64_t group, T* gshared, Workspace& own) {

@@ -60,7 +60,7 @@ void tile_vjp(const TileProgram& program, int64_t batch, const double* t, const 
     const int64_t lanes = program.backward_lanes, dim = program.dim;
     T* shared = memory.take<T>(program.n_shared);
     pack_shared(program, leaves, shared);
-    const int64_t n_groups = gradient_groups(batch, lanes);
+    const int64_t n_groups = gradient_groups(program, batch);
     const int64_t size = n_groups == 0 ? 0 : (batch + n_groups - 1) / n_groups;
     const double ns = estimated_ns(program.forward_keep, lanes) + estimated_ns(program.reverse, lanes) +
                       estimated_ns(program.accumulate, lanes) + static_cast<double>(program.n_param + 4 * dim);

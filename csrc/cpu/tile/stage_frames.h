@@ -86,9 +86,13 @@ void over_groups(const TileProgram& program, int64_t n_groups, int threads, cons
         body(group, copy, own);
     });
     if (!wanted) return;
-    for (int64_t group = 1; group < n_groups; ++group) {
-        for (int64_t i = 0; i < n; ++i) copies[i] += copies[group * n + i];
-    }
+    constexpr int64_t kGrain = 8192;
+    parallel_chunks((n + kGrain - 1) / kGrain, threads, [&](int64_t piece, int) {
+        const int64_t end = std::min(n, (piece + 1) * kGrain);
+        for (int64_t group = 1; group < n_groups; ++group) {
+            for (int64_t i = piece * kGrain; i < end; ++i) copies[i] += copies[group * n + i];
+        }
+    });
     int64_t at = 0;
     for (size_t leaf = 0; leaf < program.shared_sizes.size(); ++leaf) {
         const int64_t size = program.shared_sizes[leaf];
@@ -103,10 +107,13 @@ void over_groups(const TileProgram& program, int64_t n_groups, int threads, cons
     }
 }
 
-// Groups of samples for gradients: they depend on the batch and the lanes alone.
-inline int64_t gradient_groups(int64_t batch, int64_t lanes) {
-    const int64_t least = lanes == 1 ? 8 : 2 * lanes;
-    return std::min<int64_t>(64, (batch + least - 1) / least);
+// Groups of samples for gradients: they depend on the batch and the program alone, and their copies of the gradients
+// of the shared leaves stay within some 32 MB.
+inline int64_t gradient_groups(const TileProgram& program, int64_t batch) {
+    constexpr int64_t kMostElements = int64_t{1} << 23;
+    const int64_t lanes = program.backward_lanes, least = lanes == 1 ? 8 : 2 * lanes;
+    const int64_t most = std::clamp<int64_t>(kMostElements / std::max<int64_t>(1, program.n_gshared), 4, 64);
+    return std::min<int64_t>(most, (batch + least - 1) / least);
 }
 
 }  // namespace fastode
