@@ -144,7 +144,10 @@ def capture_field(
             guard, found, tensors = entry
             if guard.holds() and (not isinstance(found, Capture) or found.fits(tensors, batch)):
                 return found, tensors
-    description = describe(field.field)
+    try:
+        description = describe(field.field)
+    except Exception as error:  # of an object that does not let itself be looked at: no reason not to solve
+        return Refusal(f"what the field refers to cannot be looked through: {error!r}", None), ()
     key = (description.key, shapes)
     if description.unseen is not None:
         what = description.unseen.removeprefix("field").lstrip("., ") or "the field"

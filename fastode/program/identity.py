@@ -144,6 +144,9 @@ def _token(value: Any, found: Description, path: str) -> tuple[Any, list[tuple[s
         if value.nbytes > _MAX_ARRAY or value.dtype.hasobject:
             found.unseen = path
         return ("array", value.dtype.str, value.shape, b"" if found.unseen else value.tobytes()), []
+    if isinstance(value, torch.jit.ScriptModule):
+        found.unseen = path  # its attributes live outside of Python
+        return ("object", kind, id(value)), []
     if isinstance(value, type) and not _is_foreign(value):
         _of_class(value, found, path)
         found.held.append(value)

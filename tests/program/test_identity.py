@@ -762,6 +762,21 @@ def test_a_container_of_an_unknown_kind_is_refused():
     assert "variable last may change without being noticed" in refusal_of(field, Y0).reason
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_module_is_refused():
+    net = torch.jit.script(nn.Linear(3, 3, dtype=F64))
+    assert "may change without being noticed" in refusal_of(lambda t, y: net(y), Y0).reason
+
+
+def test_an_object_that_does_not_let_itself_be_looked_at_is_refused():
+    class Shy(dict):
+        def values(self):
+            raise OSError("no")
+
+    shy = Shy(k=1.0)
+    assert "cannot be looked through" in refusal_of(lambda t, y: y * shy["k"], Y0).reason
+
+
 def test_capture_leaves_no_trace_in_buffers():
     net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).to(F64)
     before = copy.deepcopy(net.state_dict())
