@@ -61,8 +61,16 @@ FASTODE_INLINE V factor_of(const TileControl& c, V ratio, V previous, V before, 
 
 template <class T>
 int finish(const TileControl& c, const TileLanes& l, T* taken_of, int64_t active) {
-    I64 any_event{}, any_rejection{}, any_acceptance{};
+    I64 any_rejection{}, any_acceptance{};
     const V zero{}, one = number(1.0);
+    int n_events = 0;
+    // By themselves, so that several of these long chains of operations are under way at once.
+    alignas(64) double factors[256];
+    for (int64_t i = 0; c.adaptive && i < active; i += kWidth) {
+        const V ratio = load<double>(l.ratio + i);
+        const V factor = factor_of(c, ratio, load<double>(l.previous + i), load<double>(l.before + i), ratio <= 1.0);
+        store<double>(factors + i, factor);
+    }
     for (int64_t i = 0; i < active; i += kWidth) {
         const V ratio = load<double>(l.ratio + i), step = load<double>(l.step + i), t = load<double>(l.t + i);
         const V t_next = load<double>(l.t_next + i), direction = load<double>(l.direction + i);
@@ -76,7 +84,7 @@ int finish(const TileControl& c, const TileLanes& l, T* taken_of, int64_t active
             const V failure = pick(finite, number(2.0), number(3.0));  // Status: step_underflow, non_finite
             outcome = pick(alive & ~accepted & (tried <= shortest), failure, outcome);
             const V previous = load<double>(l.previous + i), before = load<double>(l.before + i);
-            const V grown = tried * factor_of(c, ratio, previous, before, accepted);
+            const V grown = tried * load<double>(factors + i);
             const V bounded = lesser<double>(number(c.max_step), greater<double>(shortest, grown));
             store<double>(l.h + i, pick(alive, bounded, load<double>(l.h + i)));
             store<double>(l.before + i, pick(accepted, previous, before));
@@ -95,16 +103,19 @@ int finish(const TileControl& c, const TileLanes& l, T* taken_of, int64_t active
         const I64 output = accepted & (direction * (t_next - load<double>(l.next_output + i)) >= 0.0);
         const I64 event = output | (alive & (outcome != -1.0));
         store<double>(l.outcome + i, outcome);
-        store<double>(l.event + i, pick(event, one, zero));
         store<double>(l.taken + i, pick(accepted, one, zero));
         store<double>(l.t_old + i, t);
         store<double>(l.t + i, pick(accepted, t_next, t));
         store_as(taken_of + i, pick(accepted, one, zero));
-        any_event |= event;
+        if (any<double>(event)) {
+            for (int k = 0; k < kWidth; ++k) {
+                if (event[k] != 0) l.events[n_events++] = static_cast<int32_t>(i + k);
+            }
+        }
         any_rejection |= alive & ~accepted;
         any_acceptance |= accepted;
     }
-    return (any<double>(any_event) ? tile_step_event : 0) | (any<double>(any_rejection) ? tile_step_rejection : 0) |
+    return n_events * tile_step_event | (any<double>(any_rejection) ? tile_step_rejection : 0) |
            (any<double>(any_acceptance) ? tile_step_acceptance : 0);
 }
 

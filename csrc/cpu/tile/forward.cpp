@@ -43,16 +43,17 @@ public:
         time_of_ = memory.take<T>(padded_);
         one_of_ = memory.take<T>(padded_);
         std::fill_n(one_of_, padded_, T(1));
-        double** arrays[] = {&l_.t,        &l_.t_old,    &l_.h,     &l_.end,     &l_.direction,   &l_.shortest,
-                             &l_.previous, &l_.before,   &l_.step,  &l_.t_next,  &l_.next_output, &l_.ratio,
-                             &l_.accepted, &l_.rejected, &l_.alive, &l_.outcome, &l_.taken,       &l_.event,
-                             &d0_,         &d1_,         &d2_};
+        double** arrays[] = {&l_.t,           &l_.t_old,    &l_.h,        &l_.end,      &l_.direction,
+                             &l_.shortest,    &l_.previous, &l_.before,   &l_.step,     &l_.t_next,
+                             &l_.next_output, &l_.ratio,    &l_.accepted, &l_.rejected, &l_.alive,
+                             &l_.outcome,     &l_.taken,    &d0_,         &d1_,         &d2_};
         double* all = memory.take<double>(padded_ * static_cast<int64_t>(std::size(arrays)));
         std::fill_n(all, padded_ * static_cast<int64_t>(std::size(arrays)), 0.0);
         for (double** array : arrays) {
             *array = all;
             all += padded_;
         }
+        l_.events = memory.take<int32_t>(padded_);
         sample_ = memory.take<int64_t>(padded_);
         output_ = memory.take<int64_t>(padded_);
         std::fill_n(frame_.base, kTileBases, nullptr);
@@ -329,10 +330,9 @@ private:
         stage_.norm(terms_, {y_, y1_, k_[s - 1], rtol_, atol_, step_of_}, l_.ratio);
         const int flags = stepping_.finish(bounds_, l_, taken_of_, active);
         if (arena_ != nullptr && (flags & tile_step_acceptance) != 0) append();
-        if ((flags & tile_step_event) != 0) {
-            for (int64_t lane = 0; lane < active; ++lane) {
-                if (l_.event[lane] != 0.0 && l_.taken[lane] != 0.0) write_outputs(lane);
-            }
+        const int n_events = flags / tile_step_event;
+        for (int i = 0; i < n_events; ++i) {
+            if (l_.taken[l_.events[i]] != 0.0) write_outputs(l_.events[i]);
         }
         if ((flags & tile_step_rejection) == 0) {
             std::swap(y_, y1_);
@@ -341,14 +341,13 @@ private:
             stage_.blend(y_, y1_, taken_of_, dim_, lanes_, active);
             stage_.blend(k_[0], k_[s - 1], taken_of_, dim_, lanes_, active);
         }
-        if ((flags & tile_step_event) != 0) {
-            for (int64_t lane = 0; lane < active; ++lane) {
-                if (l_.event[lane] == 0.0 || l_.outcome[lane] == -1.0) continue;
-                finish_sample(lane, static_cast<Status>(static_cast<int64_t>(l_.outcome[lane])));
-                l_.alive[lane] = 0.0;
-                --live_;
-                refill(lane);
-            }
+        for (int i = 0; i < n_events; ++i) {
+            const int64_t lane = l_.events[i];
+            if (l_.outcome[lane] == -1.0) continue;
+            finish_sample(lane, static_cast<Status>(static_cast<int64_t>(l_.outcome[lane])));
+            l_.alive[lane] = 0.0;
+            --live_;
+            refill(lane);
         }
     }
 

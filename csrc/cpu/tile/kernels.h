@@ -85,7 +85,7 @@ struct TileLanes {
     double* alive;    // 1 or 0
     double* outcome;  // Status as a number; -1 while running
     double* taken;    // 1 where this attempt was accepted
-    double* event;    // 1 where this attempt reached an output or ended the solve
+    int32_t* events;  // the lanes whose attempt reached an output or ended the solve
 };
 
 // The numbers of core/step_control.h that the kernels need.
@@ -94,7 +94,8 @@ struct TileControl {
     bool adaptive;
 };
 
-enum TileStepFlags : int { tile_step_event = 1, tile_step_rejection = 2, tile_step_acceptance = 4 };
+// What `finish` found; the number of events is counted from tile_step_event on.
+enum TileStepFlags : int { tile_step_rejection = 1, tile_step_acceptance = 2, tile_step_event = 4 };
 
 template <class T>
 struct TileStepping {
