@@ -91,7 +91,7 @@ def program_solve(
     y0, times = inputs.y0, inputs.times
     with torch.no_grad():
         kernel_leaves = leaves_for_kernels(*leaves)
-        k1 = torch.empty(y0.shape, dtype=y0.dtype) if differentiable and times.requires_grad else None
+        k1 = torch.empty(y0.shape, dtype=y0.dtype, device=y0.device) if differentiable and times.requires_grad else None
         result = backend.forward(plan, capture, y0.contiguous(), *kernel_leaves, policy if differentiable else None, k1)
     if not differentiable:
         return result.ys, None if result.dense is None else result.dense.coefs, result

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fastode.controllers import IController, PIDController
 from fastode.field import FlatField, work_dtype
-from fastode.hostflags import host_any, transforms_active
+from fastode.hostflags import differentiation_hidden, host_any
 from fastode.tableaus import Tableau, get_tableau
 from fastode.tree import StateSpec, flatten_state
 
@@ -86,23 +86,45 @@ def check_times(t: Any, batch: int, device: torch.device) -> Tensor:
             raise ValueError(f"t must be on the device of y0, {device}, or on the CPU; got {t.device}")
         t = t.to(device)
     times = t.double()
-    finite, monotone = _times_in_order(times.detach())
+    known = times.detach()
+    gaps = known[1:] - known[:-1]
+    mixed = (gaps > 0).any(0) & (gaps < 0).any(0)
+    _require(not host_any(~torch.isfinite(known)), not host_any(mixed))
+    return times if times.ndim == 2 else times[:, None].expand(-1, batch)
+
+
+def _require(finite: bool, monotone: bool) -> None:
     if not finite:
         raise ValueError("t must be finite, got NaN or infinity in it")
     if not monotone:
         raise ValueError("t must be monotone, increasing or decreasing (repeated entries are allowed), got both")
-    return times if times.ndim == 2 else times[:, None].expand(-1, batch)
 
 
-def _times_in_order(times: Tensor) -> tuple[bool, bool]:
-    """Whether all times are finite, and whether those of each sample are monotone."""
-    if times.ndim == 1 and times.shape[0] <= _FEW and times.device.type == "cpu" and not transforms_active():
-        values = times.tolist()  # for a few numbers a tenth of what tensor operations cost
-        up, down = values == sorted(values), values == sorted(values, reverse=True)
-        return all(map(math.isfinite, values)), up or down
-    gaps = times[1:] - times[:-1]
-    mixed = (gaps > 0).any(0) & (gaps < 0).any(0)
-    return not host_any(~torch.isfinite(times)), not host_any(mixed)
+def few_times(t: Any, device: torch.device) -> Tensor | None:
+    """A few output times that no gradient is wanted for, as (T, 1) float64; None if t is anything else.
+
+    The same numbers give the same tensor: to check and to copy them each time would take as long as a small solve.
+    """
+    if device.type != "cpu":
+        return None
+    if isinstance(t, Tensor):
+        plain = t.ndim == 1 and t.shape[0] <= _FEW and not t.requires_grad and t.dtype in (torch.float32, torch.float64)
+        if not plain or t.device != device or differentiation_hidden():
+            return None
+        return _column(tuple(t.tolist()))
+    if type(t) in (list, tuple) and 0 < len(t) <= _FEW and all(type(x) is float for x in t):
+        return _column(tuple(t))
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _column(values: tuple[float, ...]) -> Tensor | None:
+    if not values:
+        return None
+    ordered = sorted(values)
+    _require(all(map(math.isfinite, values)), list(values) in (ordered, ordered[::-1]))
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float64, device="cpu")[:, None]
 
 
 def check_controls(controls: Any, batch: int, device: torch.device) -> list[Tensor]:
@@ -208,7 +230,12 @@ def make_problem(
         raise TypeError(f"field must be a callable field(t, y) or field(t, y, controls), got {field!r}")
     flat, spec = flatten_state(y0)
     batch = flat.shape[0]
-    times = check_times(t, batch, spec.device)
+    few = few_times(t, spec.device)
+    if few is not None:
+        times = known = few.expand(-1, batch)
+    else:
+        times = check_times(t, batch, spec.device)
+        known = _own(times, t)
     parts = check_controls(controls, batch, spec.device) if controls is not None else []
     tableau = get_tableau(method)
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
@@ -233,7 +260,7 @@ def make_problem(
         rtol=check_tolerance(rtol, "rtol", spec),
         atol=check_tolerance(atol, "atol", spec),
         step_size=fixed,
-        times=_own(times, t),
+        times=known,
         max_steps=min(max_steps, 2**62),  # kernels count in 64 bits
         dense=dense,
     )

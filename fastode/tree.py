@@ -128,5 +128,7 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
             raise ValueError(
                 f"all tensors of y0 must share the batch dimension, got {first.shape[0]} and {part.shape[0]}"
             )
+    if treespec is _LEAF and first.ndim == 2:
+        return first.resolve_neg(), _spec(_LEAF, (first.shape[1:],), first.dtype, first.device)
     spec = _spec(treespec, tuple(p.shape[1:] for p in parts), first.dtype, first.device)
     return spec.flatten(y0, "y0", first.shape[0]).resolve_neg(), spec

@@ -12,13 +12,13 @@ from torch import nn
 
 import fastode
 from fastode import IController, Tableau
-from tests.problems import BACKENDS, largest_error, linear, randn, same_bits, stats_of
+from tests.problems import FIELD_BACKENDS, largest_error, linear, randn, same_bits, stats_of
 
 TIMES = [0.0, 0.5, 1.0]
 Point = collections.namedtuple("Point", ["x", "v"])
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=FIELD_BACKENDS)
 def backend(request):
     return request.param
 

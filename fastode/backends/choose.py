@@ -86,6 +86,9 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
             found, tensors = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
             if isinstance(found, Refusal):
                 reason = str(found)
+                if name == candidate.name:
+                    with torch.no_grad():  # a field in error says so itself
+                        plan.field(plan.times[0], inputs.y0.detach().clone(), [c.detach() for c in inputs.controls])
             else:
                 reason = candidate.unsupported_program(plan, _differentiable(inputs, tensors))
                 if reason is None and name == "auto":

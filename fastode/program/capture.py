@@ -384,7 +384,7 @@ def _verify(
         return (x * (1 + 0.1 * noise[0]) + 0.05 * size * noise[1]).contiguous()
 
     first, last = times[0].expand(batch)[rows], times[-1].expand(batch)[rows]
-    t = (first + (last - first) * torch.rand(n, generator=random).to(first)).to(y0.dtype)
+    t = (first + (last - first) * torch.rand(n, generator=random, device="cpu").to(first)).to(y0.dtype)
     for state, inputs in (
         (y0.detach()[rows], [c.detach()[rows] for c in controls]),
         (moved(y0), [moved(c) for c in controls]),

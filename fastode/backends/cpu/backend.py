@@ -20,6 +20,7 @@ from fastode.program.capture import Capture
 from fastode.solution import Stats
 from fastode.tableaus import Tableau
 
+_CPU = torch.device("cpu")  # named everywhere: the default device may be another
 _MAX_STAGES = 32
 _TOO_LARGE = 1 << 17
 """Multiply-adds of one product with shared weights from which on torch's matrix products win (docs/benchmarks.md)."""
@@ -102,8 +103,8 @@ class CpuBackend:
         use_num_threads()
         batch, (n_times, _) = plan.batch, plan.times.shape
         adaptive = plan.step_size is None
-        ys = torch.empty(n_times, batch, y0.shape[1], dtype=y0.dtype)
-        columns = torch.empty(5, batch, dtype=torch.int64)  # one allocation: each costs as much as a step
+        ys = torch.empty(n_times, batch, y0.shape[1], dtype=y0.dtype, device=_CPU)
+        columns = torch.empty(5, batch, dtype=torch.int64, device=_CPU)  # one allocation: each costs as much as a step
         status, accepted, rejected, evals, reached = columns.unbind()
         at = columns.data_ptr()
         first = 0.0 if plan.controller is None else plan.controller.first_step or 0.0
@@ -138,9 +139,9 @@ class CpuBackend:
         )
         kept = None
         if record is not None:
-            offsets = torch.empty(2, batch + 1, dtype=torch.int64)
-            table = torch.empty(record.n_steps, 3, dtype=torch.float64)
-            states = torch.empty(record.n_states, y0.shape[1], dtype=y0.dtype)
+            offsets = torch.empty(2, batch + 1, dtype=torch.int64, device=_CPU)
+            table = torch.empty(record.n_steps, 3, dtype=torch.float64, device=_CPU)
+            states = torch.empty(record.n_states, y0.shape[1], dtype=y0.dtype, device=_CPU)
             record.write(
                 offsets_ptr=offsets.data_ptr(),
                 table_ptr=table.data_ptr(),
@@ -190,7 +191,7 @@ class CpuBackend:
         grad_y0 = torch.empty_like(grad_ys[0])
         leaves = (*shared, *sample)
         grads = [
-            torch.empty(leaf.shape, dtype=leaf.dtype) if flag else None
+            torch.empty(leaf.shape, dtype=leaf.dtype, device=_CPU) if flag else None
             for leaf, flag in zip(leaves, wanted, strict=True)
         ]
         at = [0 if grad is None else grad.data_ptr() for grad in grads]
