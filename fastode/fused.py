@@ -36,7 +36,7 @@ class _ProgramSolve(torch.autograd.Function):
         k1, ctx.leaves_at_times = at_times or (None, None)
         ctx.backend, ctx.plan, ctx.capture = backend, plan, capture
         ctx.record, ctx.failed = result.record, result.failed
-        ctx.solved = result.status == Status.SUCCESS
+        ctx.solved = result.status == Status.SUCCESS if ctx.failed else None
         ctx.save_for_backward(k1, None if k1 is None else result.ys, *leaves)
         ctx.sources = (y0, times, *leaves)
         ctx.set_materialize_grads(False)
@@ -53,21 +53,14 @@ class _ProgramSolve(torch.autograd.Function):
         shared, sample = leaves_for_kernels(leaves[:n], leaves[n:])
         wanted = tuple(ctx.needs_input_grad[7:])
         a0, grads = ctx.backend.backward(plan, capture, ctx.record, shared, sample, wanted, ctx.solved, grad_ys)
-        if k1 is None and not ctx.failed and not _starts_again(plan):
+        if k1 is None and not ctx.failed and not plan.starts_again:
             return None, None, None, None, None, a0.add_(grad_ys[0]), None, *grads
-        lam = torch.where(ctx.solved[:, None], grad_ys, 0.0) if ctx.failed else grad_ys
+        solved = torch.ones_like(grad_ys[0, :, 0], dtype=torch.bool) if ctx.solved is None else ctx.solved
+        lam = torch.where(solved[:, None], grad_ys, 0.0) if ctx.failed else grad_ys
         grad_y0, grad_times = boundary_gradients(
-            plan, lambda t, y: ctx.backend.evaluate(capture, t, y, *ctx.leaves_at_times), k1, ys, lam, a0, ctx.solved
+            plan, lambda t, y: ctx.backend.evaluate(capture, t, y, *ctx.leaves_at_times), k1, ys, lam, a0, solved
         )
         return None, None, None, None, None, grad_y0, grad_times, *grads
-
-
-def _starts_again(plan: Plan) -> bool:
-    """Whether an output after the first is at the start, too."""
-    times = plan.times
-    if times.shape[0] < 2:
-        return False
-    return bool((times[1, :1] == times[0, :1]) if times.stride(1) == 0 else (times[1] == times[0]).any())
 
 
 def program_solve(

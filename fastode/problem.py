@@ -34,6 +34,7 @@ class Plan:
         rtol, atol: (D,) tolerances in the work dtype.
         step_size: (B,) float64, size of fixed steps; inf steps from output time to output time. None when adaptive.
         times: (T, B) float64, output times, detached; expanded from one column where they are common to all.
+        starts_again: whether an output after the first is at the start, too, for any sample.
         max_steps: limit on attempted steps per sample.
         dense: whether the polynomial of each step is kept.
     """
@@ -45,6 +46,7 @@ class Plan:
     atol: Tensor
     step_size: Tensor | None
     times: Tensor
+    starts_again: bool
     max_steps: int
     dense: bool
 
@@ -100,8 +102,10 @@ def _require(finite: bool, monotone: bool) -> None:
         raise ValueError("t must be monotone, increasing or decreasing (repeated entries are allowed), got both")
 
 
-def few_times(t: Any, device: torch.device) -> Tensor | None:
-    """A few output times that no gradient is wanted for, as (T, 1) float64; None if t is anything else.
+def few_times(t: Any, batch: int, device: torch.device) -> tuple[Tensor, bool] | None:
+    """A few output times that no gradient is wanted for, as (T, B) float64, and whether the first comes twice.
+
+    None if t is anything else.
 
     The same numbers give the same tensor: to check and to copy them each time would take as long as a small solve.
     """
@@ -111,20 +115,21 @@ def few_times(t: Any, device: torch.device) -> Tensor | None:
         plain = t.ndim == 1 and t.shape[0] <= _FEW and not t.requires_grad and t.dtype in (torch.float32, torch.float64)
         if not plain or t.device != device or differentiation_hidden():
             return None
-        return _column(tuple(t.tolist()))
+        return _few(tuple(t.tolist()), batch)
     if type(t) in (list, tuple) and 0 < len(t) <= _FEW and all(type(x) is float for x in t):
-        return _column(tuple(t))
+        return _few(tuple(t), batch)
     return None
 
 
 @lru_cache(maxsize=1024)
-def _column(values: tuple[float, ...]) -> Tensor | None:
+def _few(values: tuple[float, ...], batch: int) -> tuple[Tensor, bool] | None:
     if not values:
         return None
     ordered = sorted(values)
     _require(all(map(math.isfinite, values)), list(values) in (ordered, ordered[::-1]))
     with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.float64, device="cpu")[:, None]
+        times = torch.tensor(values, dtype=torch.float64, device="cpu")[:, None].expand(-1, batch)
+    return times, values[1:2] == values[:1]
 
 
 def check_controls(controls: Any, batch: int, device: torch.device) -> list[Tensor]:
@@ -230,12 +235,13 @@ def make_problem(
         raise TypeError(f"field must be a callable field(t, y) or field(t, y, controls), got {field!r}")
     flat, spec = flatten_state(y0)
     batch = flat.shape[0]
-    few = few_times(t, spec.device)
+    few = few_times(t, batch, spec.device)
     if few is not None:
-        times = known = few.expand(-1, batch)
+        (times, starts_again), known = few, few[0]
     else:
         times = check_times(t, batch, spec.device)
         known = _own(times, t)
+        starts_again = known.shape[0] > 1 and host_any(known[1] == known[0])
     parts = check_controls(controls, batch, spec.device) if controls is not None else []
     tableau = get_tableau(method)
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
@@ -261,7 +267,9 @@ def make_problem(
         atol=check_tolerance(atol, "atol", spec),
         step_size=fixed,
         times=known,
+        starts_again=starts_again,
         max_steps=min(max_steps, 2**62),  # kernels count in 64 bits
         dense=dense,
     )
-    return plan, Inputs(flat.to(work_dtype(spec.dtype)), times, parts)
+    work = work_dtype(spec.dtype)
+    return plan, Inputs(flat if flat.dtype is work else flat.to(work), times, parts)

@@ -160,7 +160,9 @@ def solve_now(
 def _solution(t: Any, ys: Tensor, coefs: Tensor | None, result: Forward, spec: Any) -> Solution:
     dense = None if coefs is None or result.dense is None else replace(result.dense, coefs=coefs, y0=ys[0])
     given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device=ys.device)
-    return Solution(given.to(ys.device), spec.unflatten(ys.to(spec.dtype)), result.status, result.stats, spec, dense)
+    given = given if given.device == ys.device else given.to(ys.device)
+    ys = ys if ys.dtype is spec.dtype else ys.to(spec.dtype)
+    return Solution(given, spec.unflatten(ys), result.status, result.stats, spec, dense)
 
 
 def _forbid_transforms(gradient: str) -> None:

@@ -235,7 +235,7 @@ void tile_adjoint(const TileProgram& program, const TileMethod& method, const Ti
     T* shared = memory.take<T>(program.n_shared);
     pack_shared(program, adjoint.leaves, shared);
     const auto moves = [&adjoint](int64_t b) {
-        return adjoint.solved[b] != 0 && adjoint.offsets[b + 1] > adjoint.offsets[b];
+        return (adjoint.solved == nullptr || adjoint.solved[b] != 0) && adjoint.offsets[b + 1] > adjoint.offsets[b];
     };
     const double ns = estimated_ns(program.forward_keep, lanes) + estimated_ns(program.reverse, lanes) +
                       estimated_ns(program.accumulate, lanes) + 4.0 * static_cast<double>(dim);

@@ -29,7 +29,7 @@ struct TileAdjoint {
     const int64_t* state_offsets;  // (batch + 1)
     const T* states;               // (states, dim)
     int64_t every;
-    const uint8_t* solved;
+    const uint8_t* solved;  // (batch,), null: all
     const T* grad_ys;  // (n_times, batch, dim)
     TileGradients<T> gradients;
     int threads;

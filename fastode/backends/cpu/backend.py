@@ -168,7 +168,7 @@ class CpuBackend:
         shared: Sequence[Tensor],
         sample: Sequence[Tensor],
         wanted: tuple[bool, ...],
-        solved: Tensor,
+        solved: Tensor | None,
         grad_ys: Tensor,
     ) -> tuple[Tensor, list[Tensor | None]]:
         """The discrete adjoint of the recorded steps.
@@ -180,7 +180,7 @@ class CpuBackend:
             shared: as given to it.
             sample: as given to it.
             wanted: for each leaf, shared ones first, whether its gradient is wanted.
-            solved: (B,) bool.
+            solved: (B,) bool, None if all are.
             grad_ys: (T, B, D); entries at or before the start and of samples that are not solved are ignored.
 
         Returns:
@@ -211,7 +211,7 @@ class CpuBackend:
             state_offsets_ptr=record.state_offsets.data_ptr(),
             states_ptr=record.states.data_ptr(),
             every=record.every,
-            solved_ptr=solved.data_ptr(),
+            solved_ptr=0 if solved is None else solved.data_ptr(),
             grad_ys_ptr=grad_ys.data_ptr(),
             grad_y0_ptr=grad_y0.data_ptr(),
             grad_shared_ptrs=at[: len(shared)],
