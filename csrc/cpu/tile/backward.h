@@ -30,7 +30,7 @@ struct TileAdjoint {
     const T* states;               // (states, dim)
     int64_t every;
     const uint8_t* solved;  // (batch,), null: all
-    const T* grad_ys;  // (n_times, batch, dim)
+    const T* grad_ys;       // (n_times, batch, dim)
     TileGradients<T> gradients;
     int threads;
 

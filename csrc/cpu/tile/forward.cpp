@@ -12,7 +12,7 @@
 namespace fastode {
 namespace {
 
-constexpr double kThreadNs = 15000;  // work that is worth waking another thread
+constexpr double kThreadNs = 60000;  // work that is worth waking another thread: on a virtual machine that takes 50 us
 constexpr double kUsualEvals = 40;   // of a sample in a solve, for that estimate
 constexpr int64_t kGroupsPerThread = 4;
 constexpr int kPrefetchParts = 12;
