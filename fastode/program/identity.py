@@ -87,7 +87,7 @@ def describe(callable_: Callable[..., Any]) -> Description:
         for kind, (path, known) in list(found._classes.items()):
             for name, item in list(vars(kind).items()):
                 special = name.startswith("__") and isinstance(item, (types.FunctionType, property))
-                special = special or any(name in vars(b) for b in kind.__mro__ if b is not object and _is_foreign(b))
+                special = special or any(name in vars(b) for b in kind.__mro__ if b.__module__.startswith("torch."))
                 if name not in known and (special or name in found._names):
                     known.add(name)
                     found.watched.append(_Entry(vars(kind), name, item))
@@ -130,7 +130,7 @@ def _token(value: Any, found: Description, path: str) -> tuple[Any, list[tuple[s
     if isinstance(value, dict):
         found.watched.append(_Names(value, tuple(value), tuple(value.values())))
         return (kind, tuple(map(_dict_key, value))), [(f"[{key!r}]", item) for key, item in value.items()]
-    if isinstance(value, types.FunctionType) and not (value.__module__ or "").startswith("torch."):
+    if isinstance(value, types.FunctionType) and not _is_foreign(value):
         return ("function", value.__code__), list(_of_function(value, found))
     if isinstance(value, types.MethodType):
         return ("method",), [(".__self__", value.__self__), (f".{value.__func__.__name__}", value.__func__)]
@@ -185,8 +185,17 @@ def _dict_key(key: Any) -> Any:
     return key if isinstance(key, (str, int, bool, type(None))) else repr(key)
 
 
-def _is_foreign(kind: type) -> bool:
-    return kind.__module__.split(".")[0] in ("torch", "numpy", "builtins")
+def _is_foreign(kind: type | types.FunctionType) -> bool:
+    """Whether a class or function belongs to a library: these are not looked into, they do not change.
+
+    Nor are objects of such classes, but for modules: a trainer changes with every step, and is no part of a field.
+    """
+    name = kind.__module__ or ""
+    top = name.split(".")[0]
+    own = top == "fastode" and not name.startswith(("fastode.fields", "fastode.models"))
+    if isinstance(kind, types.FunctionType):
+        return own or top in _LIBRARIES
+    return own or top in ("torch", "numpy", "builtins", "lightning", "pytorch_lightning")
 
 
 def _of_object(

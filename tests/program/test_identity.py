@@ -947,3 +947,27 @@ def test_the_guard_notices_and_the_description_agrees():
     assert not guard.holds()
     net.gain = 1.5  # another object, though equal: described anew, and found to be the same
     assert describe(net).key == describe(Net()).key
+
+
+def test_a_method_of_a_model_in_training_is_captured_once(captures):
+    """The trainer, which the model refers to, changes with every step and is no part of the field."""
+    lightning = pytest.importorskip("pytorch_lightning")
+
+    class Model(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def rhs(self, t, y):
+            return torch.tanh(self.layer(y))
+
+        def training_step(self, batch, index):
+            return fastode.solve(self.rhs, batch, [0.0, 1.0], backend="cpu").ys.square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters())
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(max_steps=5, enable_model_summary=False, accelerator="cpu", **quiet)
+    trainer.fit(Model(), torch.utils.data.DataLoader(torch.randn(40, 3), batch_size=8))
+    assert len(captures) == 1
