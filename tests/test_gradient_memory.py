@@ -144,7 +144,7 @@ def test_one_state_of_each_sample_is_kept_whatever_the_budget() -> None:
         waves(weight.clone().requires_grad_()), y0, [0.0, 1.0], controls=c, gradient=gradient, backend="stepped"
     )
     assert record_of(sol.ys).state_bytes == 8 * 2 * 8
-    for backend in BACKENDS:
+    for backend in (*FIELD_BACKENDS, "auto"):
         assert_close(grads_of(gradient, backend, inputs), grads_of("backprop", "auto", inputs))
 
 

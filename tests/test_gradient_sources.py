@@ -322,7 +322,7 @@ def test_checkpoint_equals_backprop(case: Callable[..., Tensor]) -> None:
     expected = gradients(lambda *x: case(chosen("backprop", "auto"), *x), inputs)
     assert any(grad is not None and bool(grad.any()) for grad in expected)
     single = case is float64_weights_of_a_single_precision_state
-    for backend in BACKENDS:
+    for backend in (*FIELD_BACKENDS, "auto"):
         found = gradients(lambda *x: case(chosen("checkpoint", backend), *x), inputs)  # noqa: B023
         for x, a, e in zip(inputs, found, expected, strict=True):  # a gradient of zero may also be left out
             zero = torch.zeros_like(x)
@@ -362,7 +362,7 @@ def test_parameters_of_modules(name: str) -> None:
         return [y.grad, *[p.grad for p in parameters.values()]]
 
     expected = run("backprop", "auto")
-    for backend in BACKENDS:
+    for backend in (*FIELD_BACKENDS, "auto"):
         assert_close(run("checkpoint", backend), expected)
 
 
