@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
-import torch
 from torch import Tensor
 
 from fastode.backends.choose import choose
@@ -130,6 +129,8 @@ def explain(
 ) -> Explanation:
     """Says which backend solves a field, shows its program, or names what prevents one.
 
+    The answer is that for ``solve`` in the same place: a gradient that may be asked for counts, ``no_grad`` counts.
+
     Args:
         field: as for ``solve``.
         y0: as for ``solve``.
@@ -143,7 +144,6 @@ def explain(
         RuntimeError: the backend asked for cannot run this.
     """
     plan, inputs = _problem(field, y0, controls, t, **options)
-    with torch.no_grad():
-        choice = choose(backend, plan, inputs)
-        found, _ = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
+    choice = choose(backend, plan, inputs)
+    found, _ = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
     return Explanation(choice.name, None if isinstance(found, Refusal) else found.program, choice.reasons)

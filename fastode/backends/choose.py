@@ -90,9 +90,10 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
                     with torch.no_grad():  # a field in error says so itself
                         plan.field(plan.times[0], inputs.y0.detach().clone(), [c.detach() for c in inputs.controls])
             else:
-                reason = candidate.unsupported_program(plan, _differentiable(inputs, tensors))
+                differentiable = _differentiable(inputs, tensors)
+                reason = candidate.unsupported_program(plan, differentiable)
                 if reason is None and name == "auto":
-                    reason = candidate.slower(plan, found)
+                    reason = candidate.slower(plan, found, differentiable)
                 if reason is None:
                     return Choice(candidate, found, tensors, None, tuple(reasons))
         reasons.append((candidate.name, reason))

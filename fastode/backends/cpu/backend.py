@@ -23,7 +23,8 @@ from fastode.tableaus import Tableau
 _CPU = torch.device("cpu")  # named everywhere: the default device may be another
 _MAX_STAGES = 32
 _TOO_LARGE = 1 << 17
-"""Multiply-adds of one product with shared weights from which on torch's matrix products win (docs/benchmarks.md)."""
+"""Multiply-adds of one product with shared weights from which on the gradient is faster by torch's matrix products:
+measured, docs/benchmarks.md."""
 
 
 @lru_cache(maxsize=256)
@@ -72,8 +73,16 @@ class CpuBackend:
             return "it has no gradient of the polynomials that dense=True keeps"
         return None
 
-    def slower(self, plan: Plan, capture: Capture) -> str | None:
-        """Why another backend is faster for this program, or None."""
+    def slower(self, plan: Plan, capture: Capture, differentiable: bool) -> str | None:
+        """Why another backend is faster for this program, or None.
+
+        Args:
+            plan: the solve.
+            capture: the field.
+            differentiable: whether a gradient may be asked for; without one no size was found where torch wins.
+        """
+        if not differentiable:
+            return None
         size = tiles_of(capture, plan.field.state.dtype).largest_shared_product
         if size >= _TOO_LARGE:
             return f"a product of {size} multiply-adds with shared weights is faster in torch"
