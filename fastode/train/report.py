@@ -1,6 +1,7 @@
 """The report of a finished run: numbers on the held-out images, pictures, and a table to print."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,18 @@ def draw(folder: Path, model: ImageModel, data: ImageData, best: int | None, num
     return files
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write(folder: Path, report: dict[str, Any]) -> Path:
-    """Write ``report`` to `REPORT_FILE`."""
+    """Write ``report`` to `REPORT_FILE`; numbers that JSON does not have (a PSNR without error) become null."""
     file = folder / REPORT_FILE
-    file.write_text(json.dumps(report, indent=2) + "\n")
+    file.write_text(json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
     return file
 
 

@@ -1,5 +1,6 @@
 """One training run from its settings to its report."""
 
+import itertools
 import logging
 import os
 import time
@@ -50,9 +51,21 @@ def _run_folder(config: TrainConfig) -> Path:
     is_further_process = os.environ.get("LOCAL_RANK", "0") != "0"
     name = os.environ.get(FOLDER_VARIABLE) if is_further_process else None
     if name is None:
-        name = str(Path(RUNS) / f"{datetime.now():%Y%m%d-%H%M%S}-{config.data}-{config.model}")
+        name = str(_new_folder(Path(RUNS) / f"{datetime.now():%Y%m%d-%H%M%S}-{config.data}-{config.model}"))
         os.environ[FOLDER_VARIABLE] = name
     return Path(name)
+
+
+def _new_folder(wanted: Path) -> Path:
+    """Makes a folder of this name, or with -2, -3, ... behind it where another run has just made it."""
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
 
 
 @contextmanager

@@ -86,3 +86,9 @@ def test_another_run_is_not_overwritten(run):
     folder, _ = run
     with pytest.raises(FileExistsError, match="already holds a run: resume it with --resume"):
         train(settings(folder, epochs=1))
+
+
+def test_numbers_that_json_does_not_have(tmp_path):
+    file = report.write(tmp_path, {"results": {"psnr": float("inf"), "many": [1.0, float("nan")]}, "n": 3})
+    assert json.loads(file.read_text()) == {"results": {"psnr": None, "many": [1.0, None]}, "n": 3}
+    assert "Infinity" not in file.read_text()

@@ -11,7 +11,7 @@ from fastode.models import load_model
 from fastode.train import report
 from fastode.train.callbacks import read_metrics
 from fastode.train.config import TrainConfig
-from fastode.train.run import FOLDER_VARIABLE, _run_folder, last_checkpoint, newest_run, train
+from fastode.train.run import FOLDER_VARIABLE, _new_folder, _run_folder, last_checkpoint, newest_run, train
 
 
 def settings(out, **changes) -> TrainConfig:
@@ -136,7 +136,8 @@ def test_newest_run(tmp_path):
     assert newest_run(tmp_path).name == "c"
 
 
-def test_only_the_further_processes_of_a_run_take_its_folder_from_the_environment(monkeypatch):
+def test_only_the_further_processes_of_a_run_take_its_folder_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(FOLDER_VARIABLE, "the/run/before")
     for rank in (None, "0"):
         if rank is None:
@@ -145,7 +146,13 @@ def test_only_the_further_processes_of_a_run_take_its_folder_from_the_environmen
             monkeypatch.setenv("LOCAL_RANK", rank)
         monkeypatch.setenv(FOLDER_VARIABLE, "the/run/before")
         folder = _run_folder(TrainConfig(model="vae"))
-        assert folder.match("runs/*-digits-vae")
+        assert folder.match("runs/*-digits-vae*")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert _run_folder(TrainConfig(model="vae")) == folder
     assert str(_run_folder(TrainConfig(out="here"))) == "here"
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
+    wanted = tmp_path / "runs" / "20250101-120000-digits-ae"
+    names = [_new_folder(wanted).name for _ in range(3)]
+    assert names == [wanted.name, f"{wanted.name}-2", f"{wanted.name}-3"]
