@@ -48,7 +48,9 @@ def solve(
     Each sample has its own time, step size, acceptance and end; its result does not depend on the other samples,
     provided that the field treats them separately. The field may be called with fewer samples than the batch once some
     are done, so whatever is per sample should come in through ``controls`` and not through a closure; a field that
-    does not give the same values then is recognised and always called with the whole batch.
+    does not give the same values then is recognised and always called with the whole batch. A field that couples
+    samples sees the others at their own times, which adaptive steps and rejections make different from this one's:
+    write coupled systems as one sample.
 
     Args:
         field: ``field(t, y)``, or ``field(t, y, controls)`` where controls are given. Receives t as (n, 1, ..., 1) in
