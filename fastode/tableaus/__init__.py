@@ -14,6 +14,10 @@
     tsit5           5      4         4
     dopri8          8      7         5
 
+    Fixed steps, implicit: implicit_euler 1, implicit_midpoint 2, trapezoid 2, sdirk2 2, trbdf2 2, radauIIA3 3, gl4 4,
+    radauIIA5 5, gl6 6. Adaptive, implicit: kvaerno3 3(2), kvaerno4 4(3), kvaerno5 5(4), and the Rosenbrock method
+    rodas5p 5(4).
+
 Dense output of order q has a local error of h^(q + 1), so a solution read inside steps has order min(order, q + 1).
 """
 
@@ -21,17 +25,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from fastode.tableaus import methods
+from fastode.tableaus import implicit_methods, methods
 from fastode.tableaus.base import Tableau
+from fastode.tableaus.implicit import ImplicitTableau
+from fastode.tableaus.rosenbrock import RosenbrockTableau
 
-__all__ = ["TABLEAUS", "Tableau", "get_tableau"]
+__all__ = ["IMPLICIT_TABLEAUS", "TABLEAUS", "ImplicitTableau", "RosenbrockTableau", "Tableau", "get_tableau"]
 
 
 class _Tableaus(Mapping[str, Tableau]):
     """The methods by name, each put together and verified when it is first asked for."""
 
     def __init__(self, makers: tuple[Callable[[], Tableau], ...]) -> None:
-        self._makers = {maker.__name__: maker for maker in makers}
+        self._makers = {maker.__name__.replace("radau_iia", "radauIIA"): maker for maker in makers}
         self._made: dict[str, Tableau] = {}
 
     def __getitem__(self, name: str) -> Tableau:
@@ -70,6 +76,25 @@ TABLEAUS: Mapping[str, Tableau] = _Tableaus(
 )
 
 
+IMPLICIT_TABLEAUS: Mapping[str, Tableau] = _Tableaus(
+    (
+        implicit_methods.implicit_euler,
+        implicit_methods.implicit_midpoint,
+        implicit_methods.trapezoid,
+        implicit_methods.radau_iia3,
+        implicit_methods.gl4,
+        implicit_methods.radau_iia5,
+        implicit_methods.gl6,
+        implicit_methods.sdirk2,
+        implicit_methods.trbdf2,
+        implicit_methods.kvaerno3,
+        implicit_methods.kvaerno4,
+        implicit_methods.kvaerno5,
+        implicit_methods.rodas5p,
+    )
+)
+
+
 def get_tableau(method: str | Tableau) -> Tableau:
     """Return the tableau of a method given by name, or ``method`` itself if it is a ``Tableau``.
 
@@ -81,6 +106,7 @@ def get_tableau(method: str | Tableau) -> Tableau:
         return method
     if not isinstance(method, str):
         raise TypeError(f"method must be a name or a fastode Tableau, got {type(method).__name__}")
-    if method not in TABLEAUS:
-        raise ValueError(f"unknown method {method!r}, expected one of {', '.join(TABLEAUS)}")
-    return TABLEAUS[method]
+    for tableaus in (TABLEAUS, IMPLICIT_TABLEAUS):
+        if method in tableaus:
+            return tableaus[method]
+    raise ValueError(f"unknown method {method!r}, expected one of {', '.join([*TABLEAUS, *IMPLICIT_TABLEAUS])}")

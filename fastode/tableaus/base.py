@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import cached_property
 from math import comb, isfinite
-from typing import Any, SupportsFloat
+from typing import Any, ClassVar, SupportsFloat
 
 import numpy as np
 
@@ -67,6 +67,8 @@ class Tableau:
         ValueError: for wrong shapes, unreadable numbers, and for coefficients that violate a condition; the message
             names the condition and its residual.
     """
+
+    is_explicit: ClassVar[bool] = True
 
     name: str
     order: int
