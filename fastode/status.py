@@ -18,6 +18,8 @@ class Status(IntEnum):
     """The error stayed too large at the smallest admissible step."""
     NON_FINITE = 3
     """The state or the field became infinite or NaN, and no smaller step avoided it."""
+    NO_CONVERGENCE = 4
+    """The equations of an implicit method's stages could not be solved, and no smaller step avoided it."""
 
 
 RUNNING = -1

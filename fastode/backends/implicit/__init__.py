@@ -1,0 +1,1 @@
+"""Backend ``implicit``: implicit Runge-Kutta and Rosenbrock methods, batched over samples."""
