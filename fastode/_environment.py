@@ -6,6 +6,8 @@ Read when fastode is imported:
     Instruction set of the compiled CPU kernels: ``generic``, ``avx2`` or ``avx512``. Default: the best one here.
 ``FASTODE_NUM_THREADS``
     Threads of the compiled CPU kernels, 1 to 1024. Default: as many as torch uses at the time of the solve.
+``FASTODE_CACHE_DIR``
+    Directory for generated GPU kernels. Default: ``fastode`` in ``XDG_CACHE_HOME``, or in ``~/.cache``.
 
 Read when fastode is built (``setup.py``): ``FASTODE_CUDA`` (``auto``, ``0``, ``1``), ``FASTODE_CUDA_ARCHS`` (such as
 ``"80;90"``), ``CXX``, ``CXXFLAGS``, ``LDFLAGS``, ``MAX_JOBS``.
@@ -34,7 +36,7 @@ except ImportError as error:
         f"{_why} Build it with 'pip install -e .' in a checkout, or reinstall fastode with this Python's pip."
     ) from error
 
-__all__ = ["_C", "get_num_threads", "set_num_threads", "use_num_threads"]
+__all__ = ["_C", "cache_dir", "get_num_threads", "set_num_threads", "use_num_threads"]
 
 
 def _threads_from(text: str | None) -> int | None:
@@ -56,8 +58,16 @@ def _choose_isa(name: str | None) -> None:
         raise ValueError(f"FASTODE_ISA={name!r}: {error}") from None
 
 
+def _cache_dir_from(own: str | None, common: str | None) -> Path:
+    """The value of ``FASTODE_CACHE_DIR``, or its default."""
+    if own is not None and own.strip():
+        return Path(own).expanduser()
+    return Path(common if common and Path(common).is_absolute() else Path.home() / ".cache") / "fastode"
+
+
 _choose_isa(os.environ.get("FASTODE_ISA"))
 _wanted_threads = _threads_from(os.environ.get("FASTODE_NUM_THREADS"))
+_wanted_cache_dir = os.environ.get("FASTODE_CACHE_DIR")
 
 
 def set_num_threads(n: int | None) -> None:
@@ -83,3 +93,8 @@ def get_num_threads() -> int:
 def use_num_threads() -> None:
     """Make the thread pool as large as ``get_num_threads`` says; backends call this at the start of each solve."""
     _C.set_num_threads(min(get_num_threads(), 1024))
+
+
+def cache_dir() -> Path:
+    """Where generated kernels are kept; it may not exist yet."""
+    return _cache_dir_from(_wanted_cache_dir, os.environ.get("XDG_CACHE_HOME"))

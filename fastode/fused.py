@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastode.autograd import boundary_gradients, once_only
-from fastode.backends.base import Forward
-from fastode.backends.cpu.backend import CpuBackend, leaves_for_kernels
+from fastode.backends.base import Forward, ProgramBackend
+from fastode.backends.cpu.backend import leaves_for_kernels
 from fastode.backends.healthy import healthy_index
 from fastode.checkpoint import Checkpoint
 from fastode.problem import Inputs, Plan
@@ -24,7 +24,7 @@ class _ProgramSolve(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        backend: CpuBackend,
+        backend: ProgramBackend,
         plan: Plan,
         capture: Capture,
         result: Forward,
@@ -64,7 +64,7 @@ class _ProgramSolve(torch.autograd.Function):
 
 
 def program_solve(
-    backend: CpuBackend, plan: Plan, inputs: Inputs, capture: Capture, tensors: Sequence[Tensor], policy: Checkpoint
+    backend: ProgramBackend, plan: Plan, inputs: Inputs, capture: Capture, tensors: Sequence[Tensor], policy: Checkpoint
 ) -> tuple[Tensor, Tensor | None, Forward]:
     """Solves with the exact discrete adjoint: ys (T, B, D) with their graph, and the rest.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastode.checkpoint import Checkpoint
 from fastode.hostflags import host_any, transforms_active
 from fastode.problem import Plan
+from fastode.program.capture import Capture
 from fastode.solution import DenseOutput, Stats
 from fastode.status import Status
 from fastode.vjp import FieldVjp
@@ -107,4 +108,65 @@ class Backend(Protocol):
             grad_ys: (T, B, D); entries at or before the start and of failed samples are ignored.
             grad_coefs: gradient with respect to ``dense.coefs``, or None.
         """
+        ...
+
+
+class ProgramBackend(Protocol):
+    """Executes the program of a field. Stateless, but for what it has compiled; takes the steps of ``reference``.
+
+    Attributes:
+        name: of the backend.
+        device: type of the states' device; for others ``backend="auto"`` passes it over.
+    """
+
+    name: str
+    device: str
+
+    def unavailable(self) -> str | None:
+        """Why this backend cannot run on this machine at all, or None."""
+        ...
+
+    def unsupported(self, plan: Plan) -> str | None:
+        """Why no program could be run for this plan, whatever the field; None if one could."""
+        ...
+
+    def unsupported_program(self, plan: Plan, capture: Capture, differentiable: bool) -> str | None:
+        """Why it cannot run this program for this plan, or None."""
+        ...
+
+    def slower(self, plan: Plan, capture: Capture, differentiable: bool) -> str | None:
+        """Why another backend is faster for this program, or None."""
+        ...
+
+    def forward(
+        self,
+        plan: Plan,
+        capture: Capture,
+        y0: Tensor,
+        shared: Sequence[Tensor],
+        sample: Sequence[Tensor],
+        policy: Checkpoint | None,
+        k1: Tensor | None,
+    ) -> Forward:
+        """Solves without gradient; leaves are those of ``Capture.leaves``, contiguous and without graph."""
+        ...
+
+    def backward(
+        self,
+        plan: Plan,
+        capture: Capture,
+        record: Any,
+        shared: Sequence[Tensor],
+        sample: Sequence[Tensor],
+        wanted: tuple[bool, ...],
+        solved: Tensor | None,
+        grad_ys: Tensor,
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Gradients by the state at the start (B, D), from outputs after it, and by each leaf, shared ones first."""
+        ...
+
+    def evaluate(
+        self, capture: Capture, t: Tensor, y: Tensor, shared: Sequence[Tensor], sample: Sequence[Tensor]
+    ) -> Tensor:
+        """dy/dt (B, D) at times (B,) float64 and states (B, D)."""
         ...

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastode.backends.base import Backend
+from fastode.backends.base import Backend, ProgramBackend
 from fastode.backends.cpu.backend import CpuBackend
 from fastode.backends.reference import ReferenceBackend
 from fastode.backends.stepped import SteppedBackend
+from fastode.backends.triton.backend import TritonBackend
 from fastode.problem import Inputs, Plan
 from fastode.program.capture import Capture, Refusal, capture_field
 
-PROGRAMS: tuple[CpuBackend, ...] = (CpuBackend(),)
+PROGRAMS: tuple[ProgramBackend, ...] = (TritonBackend(), CpuBackend())
 """Backends that execute programs; ``backend="auto"`` tries them first, in this order."""
 FIELDS: tuple[Backend, ...] = (SteppedBackend(), ReferenceBackend())
 """Backends that call the field itself, tried next, in this order."""
@@ -33,7 +34,7 @@ class Choice:
         reasons: (backend, why it was not taken) of those that come before it.
     """
 
-    programs: CpuBackend | None
+    programs: ProgramBackend | None
     capture: Capture | None
     tensors: Sequence[Tensor]
     fields: Backend | None
@@ -77,7 +78,8 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
         raise ValueError(f"backend must be 'auto' or one of {names}, got {name!r}")
     reasons: list[tuple[str, str]] = []
     for candidate in PROGRAMS:
-        if name not in ("auto", candidate.name):
+        fits = candidate.device == plan.field.state.device.type if name == "auto" else name == candidate.name
+        if not fits:
             continue
         reason = candidate.unavailable() or candidate.unsupported(plan)
         if reason is None and not programs:
@@ -91,7 +93,7 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
                         plan.field(plan.times[0], inputs.y0.detach().clone(), [c.detach() for c in inputs.controls])
             else:
                 differentiable = _differentiable(inputs, tensors)
-                reason = candidate.unsupported_program(plan, differentiable)
+                reason = candidate.unsupported_program(plan, found, differentiable)
                 if reason is None and name == "auto":
                     reason = candidate.slower(plan, found, differentiable)
                 if reason is None:

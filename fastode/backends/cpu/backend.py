@@ -44,6 +44,7 @@ class CpuBackend:
     """Programs on the CPU, in float32 and float64."""
 
     name = "cpu"
+    device = "cpu"
 
     def unavailable(self) -> str | None:
         """Runs wherever the extension was built."""
@@ -62,11 +63,12 @@ class CpuBackend:
             return "there is nothing to solve"
         return None
 
-    def unsupported_program(self, plan: Plan, differentiable: bool) -> str | None:
+    def unsupported_program(self, plan: Plan, capture: Capture, differentiable: bool) -> str | None:
         """Why it cannot run a program for this plan, or None.
 
         Args:
             plan: the solve.
+            capture: the field.
             differentiable: whether a gradient may be asked for.
         """
         if plan.dense and differentiable:

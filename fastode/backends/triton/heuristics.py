@@ -1,0 +1,138 @@
+"""Launch parameters of generated kernels: a pure function of program and dtype, nothing is tried out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from fastode.backends.triton.text import power_of_two
+from fastode.program.ir import LEAVES, SAMPLE, SHARED, Program, Pullback, Value, is_constant
+
+SCALARISED, TILED = "scalarised", "tiled"
+
+_SCALARISED_WORK = 384
+"""Most scalar operations of one evaluation for the scalarised shape: more would not stay in a thread's registers."""
+_SCALARISED_VALUES = 24
+_SCALARISED_LEAVES = 48
+_SUM_ENTRIES = 4096
+"""Most entries of shared matrices, all together, for products by multiply-and-sum with weights in registers."""
+_REGISTERS = 96
+"""Of a thread's 255, those that weights and their gradients may take."""
+_MOST_WARPS = 16
+_MOST_ENTRIES = 128 * 128
+"""Of one matrix in a tile."""
+_MOST_PRODUCT = 1 << 17
+"""Terms of one product that are formed side by side."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel is compiled and launched.
+
+    Attributes:
+        shape: ``scalarised`` (a component of the state is a vector over the samples of the program, a thread has a
+            sample) or ``tiled`` (values are [samples, width] tiles, threads share a sample).
+        samples: samples of a program, a power of two.
+        warps: warps of a program.
+        stages: depth of software pipelining; loops here have no loads worth it.
+        dot: products with shared matrices by ``tl.dot``, otherwise by multiply-and-sum.
+        precision: of ``tl.dot``: ``ieee``, ``tf32x3``, or ``tf32``, which no rule here chooses.
+        hoist: shared weights are loaded once, before the steps; otherwise where they are used.
+        programs: most programs of the adjoint where it sums gradients by shared weights; each works on one group of
+            samples after another, and has its row of the workspace.
+    """
+
+    shape: str
+    samples: int
+    warps: int
+    stages: int = 1
+    dot: bool = False
+    precision: str = "ieee"
+    hoist: bool = True
+    programs: int = 1024
+
+
+def work(values: Iterable[Value]) -> int:
+    """Scalar operations of one evaluation."""
+    total = 0
+    for value in values:
+        if value.op == "matmul":
+            total += math.prod(value.data[:3])
+        elif value.op in ("sum", "amax"):
+            total += value.args[0].size
+        elif value.op not in (*LEAVES, "const", "gather", "cat", "stop"):
+            total += value.size
+    return total
+
+
+def _matrices(values: Iterable[Value], kind: str) -> dict[int, int]:
+    """Entries that products read of each leaf of a kind."""
+    found: dict[int, int] = {}
+    for value in values:
+        if value.op != "matmul":
+            continue
+        m, k, n = value.data[:3]
+        for arg, entries in zip(value.args, (m * k, k * n), strict=True):
+            if is_constant(arg) and arg.op == kind and min(entries, m * k * n) > 1:
+                leaf = int(arg.data[0])
+                found[leaf] = found.get(leaf, 0) + power_of_two(entries)
+    return found
+
+
+def choose_launch(program: Program, back: Pullback | None, dtype: torch.dtype) -> Launch:
+    """Launch parameters of the forward kernel, or of the adjoint's.
+
+    Args:
+        program: the field.
+        back: its pullback, with the gradients that are wanted; None for the forward kernel.
+        dtype: float32 or float64.
+    """
+    values = program.values()
+    words = dtype.itemsize // 4
+    largest = max((v.size for v in values if v.op not in (SHARED, SAMPLE)), default=1)
+    leaves = sum(leaf.size for leaf in (*program.shared, *program.sample))
+    small = work(values) <= _SCALARISED_WORK and program.dim <= 16 and largest <= _SCALARISED_VALUES
+    if small and leaves <= _SCALARISED_LEAVES:
+        return Launch(SCALARISED, samples=32, warps=1)
+    own = sum(_matrices(values, SAMPLE).values())
+    common = sum(_matrices(values, SHARED).values())
+    copies = 1
+    if back is not None and any(term.leaf.op == SAMPLE for term in back.terms):
+        copies = 2  # the weights and their gradients
+    if own:
+        # Weights of a sample in the registers of as few warps as hold them; several small samples in one warp.
+        per_warp = 32 * _REGISTERS // words
+        samples = max(1, min(16, power_of_two(per_warp // 3 // max(1, own * copies) + 1) // 2))
+        warps = max(1, min(_MOST_WARPS, power_of_two(-(-own * copies * samples // per_warp))))
+        return Launch(TILED, samples, warps, hoist=common <= _SUM_ENTRIES)
+    if common <= _SUM_ENTRIES or dtype == torch.float64:
+        held = common * words * (2 if back is not None else 1)
+        warps = max(1, min(8, power_of_two(-(-held // (32 * 64)))))
+        return Launch(TILED, samples=2 if warps == 1 else 1, warps=warps, hoist=common <= _SUM_ENTRIES)
+    precision = "tf32x3" if common >= 2 * _SUM_ENTRIES else "ieee"
+    return Launch(TILED, samples=16, warps=4, dot=True, precision=precision, hoist=False, programs=528)
+
+
+def too_large(program: Program, dtype: torch.dtype) -> str | None:
+    """Why neither shape can hold the program on chip, or None.
+
+    Args:
+        program: the field.
+        dtype: float32 or float64.
+    """
+    words = dtype.itemsize // 4
+    values = program.values()
+    own = max(_matrices(values, SAMPLE).values(), default=0)
+    if own * 2 * words > _MOST_WARPS * 32 * _REGISTERS:
+        return f"per-sample weights of {own} numbers and their gradients do not fit into registers"
+    for value in values:
+        if value.op == "matmul":
+            m, k, n = (power_of_two(size) for size in value.data[:3])
+            if max(m * k, k * n, m * n) > _MOST_ENTRIES or (min(m, n) > 1 and m * k * n > _MOST_PRODUCT):
+                return f"a product of {value.data[0]}x{value.data[1]} and {value.data[1]}x{value.data[2]} is too large"
+        elif value.op not in (SHARED, SAMPLE) and value.size > _MOST_ENTRIES // 4:
+            return f"a value of {value.size} components is too large"
+    return None
