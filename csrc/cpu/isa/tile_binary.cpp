@@ -114,16 +114,25 @@ void ternary(const TileInstruction& in, const TileFrame<T>& f) {
                     : loop_ternary<T, Op, false, false>(out, loop, a, b, c);
 }
 
+template <class T, class Op>
+void binary_of_all(const TileInstruction& in, const TileFrame<T>* const* frames, int64_t n_frames) {
+    for (int64_t k = 0; k < n_frames; ++k) binary<T, Op>(in, *frames[k]);
+}
+template <class T, class Op>
+void ternary_of_all(const TileInstruction& in, const TileFrame<T>* const* frames, int64_t n_frames) {
+    for (int64_t k = 0; k < n_frames; ++k) ternary<T, Op>(in, *frames[k]);
+}
+
 template <class T>
-void run(const TileInstruction* code, int64_t n, const TileFrame<T>& f) {
+void run(const TileInstruction* code, int64_t n, const TileFrame<T>* const* frames, int64_t n_frames) {
     for (int64_t i = 0; i < n; ++i) {
         switch (code[i].op) {
 #define FASTODE_CASE(name) \
-    case op_##name: binary<T, Op_##name<T>>(code[i], f); break;
+    case op_##name: binary_of_all<T, Op_##name<T>>(code[i], frames, n_frames); break;
             FASTODE_TILE_BINARY(FASTODE_CASE)
 #undef FASTODE_CASE
 #define FASTODE_CASE(name) \
-    case op_##name: ternary<T, Op_##name<T>>(code[i], f); break;
+    case op_##name: ternary_of_all<T, Op_##name<T>>(code[i], frames, n_frames); break;
             FASTODE_TILE_TERNARY(FASTODE_CASE)
 #undef FASTODE_CASE
             default: break;

@@ -102,12 +102,14 @@ void row_matmul(const TileInstruction& in, const TileFrame<T>& f) {
 }
 
 template <class T>
-void run(const TileInstruction* code, int64_t n, const TileFrame<T>& f) {
+void run(const TileInstruction* code, int64_t n, const TileFrame<T>* const* frames, int64_t n_frames) {
     for (int64_t i = 0; i < n; ++i) {
-        if (f.lanes == 1) {
-            row_matmul(code[i], f);
-        } else {
-            lanes_matmul(code[i], f);
+        for (int64_t k = 0; k < n_frames; ++k) {
+            if (frames[k]->lanes == 1) {
+                row_matmul(code[i], *frames[k]);
+            } else {
+                lanes_matmul(code[i], *frames[k]);
+            }
         }
     }
 }

@@ -81,24 +81,30 @@ void reduce(const TileInstruction& in, const TileFrame<T>& f) {
 }
 
 template <class T>
-void run(const TileInstruction* code, int64_t n, const TileFrame<T>& f) {
+void other(const TileInstruction& in, const TileFrame<T>& f) {
+    switch (in.op) {
+        case op_fill: return fill(in, f);
+        case op_gather: return gather(in, f);
+        case op_scatter: return scatter(in, f);
+        case op_sum: return reduce<T, false>(in, f);
+        case op_amax: return reduce<T, true>(in, f);
+        default: return;
+    }
+}
+
+template <class T>
+void run(const TileInstruction* code, int64_t n, const TileFrame<T>* const* frames, int64_t n_frames) {
     const T* type = nullptr;
     for (int64_t i = 0; i < n; ++i) {
         const TileInstruction& in = code[i];
         if (in.op < kFirstBinary) {
-            part(tile_unary_kernels, type)(&in, 1, f);
+            part(tile_unary_kernels, type)(&in, 1, frames, n_frames);
         } else if (in.op < kFirstOther) {
-            part(tile_binary_kernels, type)(&in, 1, f);
+            part(tile_binary_kernels, type)(&in, 1, frames, n_frames);
+        } else if (in.op == op_matmul) {
+            part(tile_matmul_kernels, type)(&in, 1, frames, n_frames);
         } else {
-            switch (in.op) {
-                case op_fill: fill(in, f); break;
-                case op_gather: gather(in, f); break;
-                case op_scatter: scatter(in, f); break;
-                case op_sum: reduce<T, false>(in, f); break;
-                case op_amax: reduce<T, true>(in, f); break;
-                case op_matmul: part(tile_matmul_kernels, type)(&in, 1, f); break;
-                default: break;
-            }
+            for (int64_t k = 0; k < n_frames; ++k) other(in, *frames[k]);
         }
     }
 }

@@ -4,19 +4,27 @@
 namespace fastode::FASTODE_ISA {
 namespace {
 
-// A tile as rows of contiguous numbers that share their lanes' factors: components by lanes, or one row of components.
-template <class T>
-struct Shape {
-    int64_t rows, columns, stride;
-};
-template <class T>
-FASTODE_INLINE Shape<T> shape_of(int64_t width, int64_t lanes, int64_t active) {
-    if (lanes == 1) return {1, width, 0};
-    return {width, active, lanes};
-}
-template <class T>
-FASTODE_INLINE Vec<T> factor_at(const T* scale, int64_t lanes, int64_t column) {
-    return lanes == 1 ? splat<T>(*scale) : load<T>(scale + column);
+// f(at, factor) for the place of each vector of a tile, components by lanes or slots by components. Slots, and lanes,
+// are independent of each other.
+template <class T, class F>
+FASTODE_INLINE void over_vectors(const TileTerms<T>& t, const T* scale, F f) {
+    constexpr int W = Simd<T>::W;
+    if (t.lanes == 1) {
+        const TileSlots slots = t.slots;
+        const int64_t width = t.width;
+        for (int64_t s = 0; s < slots.n; ++s) {
+            const int64_t start = slots.at[s] * slots.stride;
+            const Vec<T> factor = splat<T>(scale == nullptr ? T(1) : scale[slots.at[s]]);
+            for (int64_t i = 0; i < width; i += W) f(start + i, factor);
+        }
+        return;
+    }
+    const int64_t width = t.width, lanes = t.lanes, active = t.active;
+    for (int64_t row = 0; row < width; ++row) {
+        for (int64_t lane = 0; lane < active; lane += W) {
+            f(row * lanes + lane, scale == nullptr ? splat<T>(T(1)) : load<T>(scale + lane));
+        }
+    }
 }
 
 // Terms in registers: a store to a tile could change the coefficients as far as the compiler knows.
@@ -53,42 +61,23 @@ struct LocalTerms<T, 0> {
 
 template <class T, int kTerms>
 void combine_terms(const TileTerms<T>& t, T* out, const T* base, const T* scale) {
-    constexpr int W = Simd<T>::W;
     const LocalTerms<T, kTerms> terms(t);
-    const Shape<T> shape = shape_of<T>(t.width, t.lanes, t.active);
-    const int64_t lanes = t.lanes;
-    for (int64_t row = 0; row < shape.rows; ++row) {
-        for (int64_t column = 0; column < shape.columns; column += W) {
-            const int64_t at = row * shape.stride + column;
-            Vec<T> value = terms.sum(at);
-            if (scale != nullptr) {
-                const Vec<T> factor = factor_at<T>(scale, lanes, column);
-                value = base != nullptr ? fma(factor, value, load<T>(base + at)) : factor * value;
-            } else if (base != nullptr) {
-                value = load<T>(base + at) + value;
-            }
-            if (column + W <= shape.columns) {
-                store<T>(out + at, value);
-            } else {
-                store_part<T>(out + at, value, shape.columns - column);
-            }
-        }
+    if (base != nullptr) {  // a factor of one changes no bit
+        over_vectors<T>(t, scale, [&](int64_t at, Vec<T> factor) {
+            store<T>(out + at, fma(factor, terms.sum(at), load<T>(base + at)));
+        });
+    } else {
+        over_vectors<T>(t, scale, [&](int64_t at, Vec<T> factor) { store<T>(out + at, factor * terms.sum(at)); });
     }
 }
 
 template <class T>
 void combine(const TileTerms<T>& t, T* out, const T* base, const T* scale) {
     switch (t.n) {
-        case 0: {
-            const Shape<T> shape = shape_of<T>(t.width, t.lanes, t.active);
-            for (int64_t row = 0; row < shape.rows; ++row) {
-                for (int64_t column = 0; column < shape.columns; ++column) {
-                    const int64_t at = row * shape.stride + column;
-                    out[at] = base != nullptr ? base[at] : T(0);
-                }
-            }
-            return;
-        }
+        case 0:
+            return over_vectors<T>(t, nullptr, [&](int64_t at, Vec<T>) {
+                store<T>(out + at, base != nullptr ? load<T>(base + at) : Vec<T>{});
+            });
         case 1: return combine_terms<T, 1>(t, out, base, scale);
         case 2: return combine_terms<T, 2>(t, out, base, scale);
         case 3: return combine_terms<T, 3>(t, out, base, scale);
@@ -114,15 +103,18 @@ struct Wide<float> {
         store<double>(out, sum.low);
         store<double>(out + Simd<double>::W, sum.high);
     }
+    [[gnu::always_inline]] double total() const { return lane_sum<double>(sum.low + sum.high); }
 };
 template <>
 struct Wide<double> {
     F64 sum{};
     [[gnu::always_inline]] void add_square(F64 x) { sum = fma(x, x, sum); }
     [[gnu::always_inline]] void write(double* out) const { store<double>(out, sum); }
+    [[gnu::always_inline]] double total() const { return lane_sum<double>(sum); }
 };
 
-// One vector of error over tolerance; `poison` becomes NaN where the new state is not finite.
+// One vector of error over tolerance; `poison` becomes NaN where the new state is not finite. Reads n at `at` but for
+// the tolerances, which are those of the vector's components.
 template <class T, int kTerms>
 FASTODE_INLINE Vec<T> error_ratio(const LocalTerms<T, kTerms>& t, const TileNorm<T>& n, int64_t at, Vec<T> factor,
                                   Vec<T> rtol, Vec<T> atol, Vec<T>& poison) {
@@ -157,39 +149,42 @@ void norm_lanes(const TileTerms<T>& t, const TileNorm<T>& n, double* out) {
 }
 
 template <class T, int kTerms>
-void norm_row(const TileTerms<T>& t, const TileNorm<T>& n, double* out) {
+void norm_rows(const TileTerms<T>& t, const TileNorm<T>& n, double* out) {
     constexpr int W = Simd<T>::W;
     const LocalTerms<T, kTerms> terms(t);
-    const Vec<T> factor = splat<T>(*n.scale);
-    Wide<T> sum;
-    Vec<T> poison{};
-    for (int64_t i = 0; i < t.width; i += W) {
-        Vec<T> spoilt{};
-        Vec<T> ratio = error_ratio<T, kTerms>(terms, n, i, factor, load<T>(n.rtol + i), load<T>(n.atol + i), spoilt);
-        if (i + W > t.width) {
-            Mask<T> inside;
-            for (int l = 0; l < W; ++l) inside[l] = i + l < t.width ? -1 : 0;
-            ratio = keep_if<T>(inside, ratio);
-            spoilt = keep_if<T>(inside, spoilt);
+    const TileSlots slots = t.slots;
+    const int64_t width = t.width;
+    const double per_component = 1.0 / static_cast<double>(width > 0 ? width : 1);
+    Mask<T> inside;  // of the last vector
+    for (int l = 0; l < W; ++l) inside[l] = (width - 1) / W * W + l < width ? -1 : 0;
+    for (int64_t s = 0; s < slots.n; ++s) {
+        const int64_t start = slots.at[s] * slots.stride;
+        const Vec<T> factor = splat<T>(n.scale[slots.at[s]]);
+        Wide<T> sum;
+        Vec<T> poison{};
+        for (int64_t i = 0; i < width; i += W) {
+            Vec<T> spoilt{};
+            Vec<T> ratio =
+                error_ratio<T, kTerms>(terms, n, start + i, factor, load<T>(n.rtol + i), load<T>(n.atol + i), spoilt);
+            if (i + W > width) {
+                ratio = keep_if<T>(inside, ratio);
+                spoilt = keep_if<T>(inside, spoilt);
+            }
+            sum.add_square(ratio);
+            poison = poison + spoilt;
         }
-        sum.add_square(ratio);
-        poison = poison + spoilt;
+        out[slots.at[s]] = __builtin_sqrt(sum.total() * per_component) + static_cast<double>(lane_sum<T>(poison));
     }
-    alignas(64) double squares_of[W];
-    sum.write(squares_of);
-    double total = 0;
-    for (int l = 0; l < W; ++l) total += squares_of[l];
-    const auto width = static_cast<double>(t.width > 0 ? t.width : 1);
-    *out = __builtin_sqrt(total / width) + static_cast<double>(lane_sum<T>(poison));
 }
 
 template <class T>
 void norm(const TileTerms<T>& t, const TileNorm<T>& n, double* out) {
     const bool row = t.lanes == 1;
     switch (t.n) {
-        case 4: return row ? norm_row<T, 4>(t, n, out) : norm_lanes<T, 4>(t, n, out);
-        case 6: return row ? norm_row<T, 6>(t, n, out) : norm_lanes<T, 6>(t, n, out);
-        default: return row ? norm_row<T, 0>(t, n, out) : norm_lanes<T, 0>(t, n, out);
+        case 1: return row ? norm_rows<T, 1>(t, n, out) : norm_lanes<T, 1>(t, n, out);
+        case 4: return row ? norm_rows<T, 4>(t, n, out) : norm_lanes<T, 4>(t, n, out);
+        case 6: return row ? norm_rows<T, 6>(t, n, out) : norm_lanes<T, 6>(t, n, out);
+        default: return row ? norm_rows<T, 0>(t, n, out) : norm_lanes<T, 0>(t, n, out);
     }
 }
 

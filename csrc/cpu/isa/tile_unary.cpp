@@ -46,7 +46,7 @@ FASTODE_UNARY_OP(logical_not, keep_if<T>(x == T(0), one))
 #undef FASTODE_UNARY_OP
 
 template <class T, class Op>
-void unary(const TileInstruction& in, const TileFrame<T>& f) {
+FASTODE_INLINE void unary(const TileInstruction& in, const TileFrame<T>& f) {
     const T imm = static_cast<T>(in.imm0);
     const TileLoop<T> loop = whole_loop(f, in.n0, lies_flat(f, in.a));
     const TileSource<T> a = source(f, in.a, &imm);
@@ -58,12 +58,17 @@ void unary(const TileInstruction& in, const TileFrame<T>& f) {
     }
 }
 
+template <class T, class Op>
+void unary_of_all(const TileInstruction& in, const TileFrame<T>* const* frames, int64_t n_frames) {
+    for (int64_t k = 0; k < n_frames; ++k) unary<T, Op>(in, *frames[k]);
+}
+
 template <class T>
-void run(const TileInstruction* code, int64_t n, const TileFrame<T>& f) {
+void run(const TileInstruction* code, int64_t n, const TileFrame<T>* const* frames, int64_t n_frames) {
     for (int64_t i = 0; i < n; ++i) {
         switch (code[i].op) {
 #define FASTODE_CASE(name) \
-    case op_##name: unary<T, Op_##name<T>>(code[i], f); break;
+    case op_##name: unary_of_all<T, Op_##name<T>>(code[i], frames, n_frames); break;
             FASTODE_TILE_UNARY(FASTODE_CASE)
 #undef FASTODE_CASE
             default: break;

@@ -68,6 +68,16 @@ template <class T>
 FASTODE_INLINE void store_part(T* p, Vec<T> v, int64_t count) {
     for (int64_t i = 0; i < count; ++i) p[i] = v[i];
 }
+#if defined(__AVX512F__)
+template <>
+FASTODE_INLINE void store_part<float>(float* p, F32 v, int64_t count) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1U << count) - 1), v);
+}
+template <>
+FASTODE_INLINE void store_part<double>(double* p, F64 v, int64_t count) {
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1U << count) - 1), v);
+}
+#endif
 template <class T>
 FASTODE_INLINE Vec<T> splat(T x) {
     return x - Vec<T>{};
@@ -237,15 +247,40 @@ FASTODE_INLINE F32 narrow(Pair64 x) {
 #endif
 }
 
-// The sum of all lanes, in a fixed order.
+// The sum of all lanes: the upper half is added to the lower one, and so on.
 template <class T>
 FASTODE_INLINE T lane_sum(Vec<T> x) {
+#if defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+#if defined(__AVX512F__)
+        __m256 halves[2];
+        __builtin_memcpy(halves, &x, sizeof x);
+        const __m256 half = _mm256_add_ps(halves[0], halves[1]);
+#else
+        const auto half = (__m256)x;
+#endif
+        const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+        const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+        return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+    } else {
+#if defined(__AVX512F__)
+        __m256d halves[2];
+        __builtin_memcpy(halves, &x, sizeof x);
+        const __m256d half = _mm256_add_pd(halves[0], halves[1]);
+#else
+        const auto half = (__m256d)x;
+#endif
+        const __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1));
+        return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
+    }
+#else
     alignas(kVectorBytes) T lanes[Simd<T>::W];
     store<T>(lanes, x);
     for (int half = Simd<T>::W / 2; half > 0; half /= 2) {
         for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
     }
     return lanes[0];
+#endif
 }
 
 }  // namespace

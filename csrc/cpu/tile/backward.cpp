@@ -78,6 +78,7 @@ private:
         terms_.width = dim_;
         terms_.lanes = lanes_;
         terms_.active = active;
+        terms_.slots = {&only_, 1, 0};
         return active;
     }
 
@@ -219,6 +220,7 @@ private:
     StageFrames<T> frames_;
     const int64_t dim_, lanes_;
     TileTerms<T> terms_;
+    const int32_t only_ = 0;
     T *p_, *states_, *inner_, *step_of_, *replay_tmp_;
     double *t_, *h_;
     int64_t *sample_, *count_, *output_;

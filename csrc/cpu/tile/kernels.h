@@ -9,10 +9,11 @@
 
 namespace fastode {
 
-// Pointwise and other instructions of the forward and reverse routines, one after another.
+// Pointwise and other instructions of the forward and reverse routines, one after another, each for all of the frames:
+// several samples in rows, whose chains of operations the processor then has under way at once.
 struct TileRunKernels {
-    void (*f32)(const TileInstruction* code, int64_t n, const TileFrame<float>& frame);
-    void (*f64)(const TileInstruction* code, int64_t n, const TileFrame<double>& frame);
+    void (*f32)(const TileInstruction* code, int64_t n, const TileFrame<float>* const* frames, int64_t n_frames);
+    void (*f64)(const TileInstruction* code, int64_t n, const TileFrame<double>* const* frames, int64_t n_frames);
 };
 FASTODE_ISA_TABLE(TileRunKernels, tile_run_kernels)
 
@@ -45,13 +46,21 @@ FASTODE_ISA_TABLE(TilePackKernels, tile_pack_kernels)
 constexpr int kMaxStages = 32;
 constexpr int kMaxTileTerms = 2 * kMaxStages + 8;
 
-// sum_j coef[j] x_j over [width][lanes]; terms with a zero coefficient are left out before.
+// The samples in rows that a kernel works on: their numbers, and how far the same arrays of two samples lie apart.
+struct TileSlots {
+    const int32_t* at;
+    int64_t n, stride;
+};
+
+// sum_j coef[j] x_j over [width][lanes], or over [width] of each of the slots if lanes is 1; terms with a zero
+// coefficient are left out before. Pointers are those of slot 0.
 template <class T>
 struct TileTerms {
     int n = 0;
     T coef[kMaxTileTerms];
     const T* x[kMaxTileTerms];
     int64_t width, lanes, active;
+    TileSlots slots;
 };
 
 // Root mean square of scale * sum_j coef[j] x_j / (atol + rtol max(|y|, |y1|)); NaN if y1 or last is not finite.
@@ -59,14 +68,15 @@ template <class T>
 struct TileNorm {
     const T *y, *y1, *last;
     const T *rtol, *atol;  // (width,)
-    const T* scale;        // per lane
+    const T* scale;        // per lane or slot
 };
 
 template <class T>
 struct TileStage {
-    void (*combine)(const TileTerms<T>& terms, T* out, const T* base,
-                    const T* scale);  // base + scale * sum; may be null
-    void (*norm)(const TileTerms<T>& terms, const TileNorm<T>& norm, double* out);
+    // out = base + scale * sum; base and scale, which is per lane or slot, may be null. In rows out is written to the
+    // end of its last vector.
+    void (*combine)(const TileTerms<T>& terms, T* out, const T* base, const T* scale);
+    void (*norm)(const TileTerms<T>& terms, const TileNorm<T>& norm, double* out);  // per lane or slot
     // out = taken ? fresh : out, per lane
     void (*blend)(T* out, const T* fresh, const T* taken, int64_t width, int64_t lanes, int64_t active);
 };

@@ -30,11 +30,16 @@ inline const TileStage<float>& stage_kernels(const float*) { return tile_stage_k
 inline const TileStage<double>& stage_kernels(const double*) { return tile_stage_kernels().f64; }
 inline const TileStepping<float>& stepping_kernels(const float*) { return tile_stepping_kernels().f32; }
 inline const TileStepping<double>& stepping_kernels(const double*) { return tile_stepping_kernels().f64; }
-inline void run_code(const TileCode& code, const TileFrame<float>& frame) {
-    tile_run_kernels().f32(code.data(), static_cast<int64_t>(code.size()), frame);
+inline void run_code(const TileCode& code, const TileFrame<float>* const* frames, int64_t n) {
+    tile_run_kernels().f32(code.data(), static_cast<int64_t>(code.size()), frames, n);
 }
-inline void run_code(const TileCode& code, const TileFrame<double>& frame) {
-    tile_run_kernels().f64(code.data(), static_cast<int64_t>(code.size()), frame);
+inline void run_code(const TileCode& code, const TileFrame<double>* const* frames, int64_t n) {
+    tile_run_kernels().f64(code.data(), static_cast<int64_t>(code.size()), frames, n);
+}
+template <class T>
+void run_code(const TileCode& code, const TileFrame<T>& frame) {
+    const TileFrame<T>* only = &frame;
+    run_code(code, &only, 1);
 }
 inline void run_accumulate(const TileCode& code, const TileFrame<float>* const* frames, int64_t n) {
     tile_accumulate_kernels().f32(code.data(), static_cast<int64_t>(code.size()), frames, n);

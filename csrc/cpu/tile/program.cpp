@@ -237,6 +237,12 @@ void TileProgram::check() const {
     check_packs(param_pack, param_sizes, n_param, "param_pack");
 }
 
+bool reads_time(const TileCode& code) {
+    return std::any_of(code.begin(), code.end(), [](const TileInstruction& in) {
+        return in.a.base == base_time || in.b.base == base_time || in.c.base == base_time;
+    });
+}
+
 double estimated_ns(const TileCode& code, int64_t lanes) {
     double total = 0;
     for (const TileInstruction& in : code) {

@@ -30,6 +30,9 @@ struct TileProgram {
     bool has_reverse() const { return !reverse.empty(); }
 };
 
+// Whether a routine depends on the time.
+bool reads_time(const TileCode& code);
+
 // Rough time of a routine for one sample in nanoseconds, from its instructions.
 double estimated_ns(const TileCode& code, int64_t lanes);
 
