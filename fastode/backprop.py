@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fastode.backends.base import Forward
 from fastode.backends.healthy import healthy_index
-from fastode.hostflags import host_any
+from fastode.backends.implicit.replay import ReplayStep, find_steps
+from fastode.hostflags import differentiation_hidden, host_any
 from fastode.problem import Inputs, Plan
-from fastode.reference import Steps, integrate, replay
+from fastode.reference import Steps, integrate, replay, rk_step
 from fastode.solution import DenseOutput
 from fastode.status import Status
 
@@ -21,6 +22,9 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
 
     In the graph failed samples, and those without a step whose field is not finite, are copies of a healthy one, so
     that nothing infinite enters it.
+
+    Raises:
+        RuntimeError: an implicit method under ``torch.func`` transforms or forward-mode differentiation.
     """
     y0, controls, times = inputs.y0, inputs.controls, inputs.times
 
@@ -33,15 +37,22 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
     def steady(t: Tensor, y: Tensor) -> Tensor:
         return plan.field(t, y, held).clone()
 
+    explicit = plan.tableau.is_explicit
+    if not explicit and differentiation_hidden():
+        raise RuntimeError(
+            f"the implicit method {plan.tableau.name!r} does not run under torch.func transforms or forward-mode "
+            "differentiation; use an explicit one"
+        )
     with torch.no_grad():
         k1 = steady(plan.times[0], start)
-        steps = integrate(plan, steady, start, k1)
+        steps = integrate(plan, steady, start, k1) if explicit else find_steps(plan, start, held, k1)
     solved = steps.status == Status.SUCCESS
     healthy = solved & torch.isfinite(k1).all(1)
+    step = rk_step if explicit else ReplayStep(plan)
     if not host_any(~healthy):
-        return _result(steps, *replay(plan, field, steps, y0, times))
+        return _result(steps, *replay(plan, field, steps, y0, times, step))
     with torch.no_grad():
-        ys, dense = replay(plan, steady, steps, start, plan.times)
+        ys, dense = replay(plan, steady, steps, start, plan.times, step)
     ys = torch.where((solved & ~healthy)[:, None], y0, ys)  # these took no step: all their outputs are the start
     if not host_any(healthy):
         return _result(steps, ys, dense)
@@ -53,6 +64,7 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
         steps.select(index),
         y0[index],
         times[:, index],
+        step,
     )
     ys = torch.where(healthy[:, None], graph, ys)
     if dense is not None and graph_dense is not None:

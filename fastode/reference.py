@@ -261,7 +261,13 @@ def _align(
     return Steps(aligned(t, reached), aligned(t_next, reached), aligned(h, ends), count, reached, final, status, stats)
 
 
-def replay(plan: Plan, field: Field, steps: Steps, y0: Tensor, times: Tensor) -> tuple[Tensor, DenseOutput | None]:
+StepRule = Callable[[Tableau, Field, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, list[Tensor]]]
+"""What ``rk_step`` is."""
+
+
+def replay(
+    plan: Plan, field: Field, steps: Steps, y0: Tensor, times: Tensor, step: StepRule = rk_step
+) -> tuple[Tensor, DenseOutput | None]:
     """Walks the accepted steps; differentiable in y0, times and whatever the field depends on.
 
     The derivative by an output time is the field there, that by the start time minus the field at the start, carried
@@ -274,6 +280,7 @@ def replay(plan: Plan, field: Field, steps: Steps, y0: Tensor, times: Tensor) ->
         steps: from ``integrate``.
         y0: (B, D).
         times: (T, B) float64, the output times with their graph.
+        step: how a step is taken.
 
     Returns:
         ys (T, B, D), NaN beyond the time that a sample reached, and the dense output if the plan asks for it.
@@ -289,7 +296,7 @@ def replay(plan: Plan, field: Field, steps: Steps, y0: Tensor, times: Tensor) ->
     polynomials: list[Tensor] = []
     for j in range(steps.n):
         t, t_next, h, active = steps.t[j], steps.t_next[j], steps.h[j], steps.active(j)
-        y1, stages = rk_step(tableau, field, t, h, y, k1)
+        y1, stages = step(tableau, field, t, h, y, k1)
         y1 = torch.where(active[:, None], y1, y)
         inside = active & (direction * (known - t) > 0) & (direction * (t_next - known) >= 0)
         needed = [e for e, flag in enumerate(host_flags(inside)) if flag]
