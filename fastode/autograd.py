@@ -1,19 +1,28 @@
-"""The autograd node of ``gradient="checkpoint"``: any backend's forward solve, and its discrete adjoint."""
+"""The autograd node of ``gradient="checkpoint"``: any backend's forward solve, and its discrete adjoint.
+
+Kernels compute first derivatives. Where these are differentiated again, the accepted steps are replayed by the
+reference, and their gradient is taken in a graph.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastode.backends.base import Backend, Forward
+from fastode.backends.healthy import healthy_index
+from fastode.backends.steps import steps_of
 from fastode.checkpoint import Checkpoint
 from fastode.externals import Externals, owned_tensors, watch
 from fastode.problem import Inputs, Plan
+from fastode.reference import integrate, replay
+from fastode.solution import DenseOutput
 from fastode.status import Status
-from fastode.vjp import FieldVjp
+from fastode.vjp import FieldVjp, Substitute
 
 
 def once_only(gradient: str) -> Callable[[Callable[..., tuple[Any, ...]]], Callable[..., tuple[Any, ...]]]:
@@ -31,14 +40,143 @@ def once_only(gradient: str) -> Callable[[Callable[..., tuple[Any, ...]]], Calla
                 grads = backward(ctx, *incoming)
             if not torch.is_grad_enabled():
                 return grads
-            found = [grad for grad in grads if grad is not None]
-            sources = [t for t in (*ctx.sources, *incoming) if isinstance(t, Tensor) and t.requires_grad]
-            guarded = iter(_OnceOnly.apply(gradient, len(found), *found, *sources))
-            return tuple(None if grad is None else next(guarded) for grad in grads)
+            return guard(gradient, grads, [t for t in (*ctx.sources, *incoming) if isinstance(t, Tensor)])
 
         return marked
 
     return decorate
+
+
+def guard(gradient: str, grads: Sequence[Tensor | None], sources: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients as they are; where a graph is recorded, to differentiate them raises ``RuntimeError``."""
+    found = [grad for grad in grads if grad is not None]
+    if not torch.is_grad_enabled() or not found:
+        return tuple(grads)
+    watched = [t for t in sources if t.requires_grad]
+    guarded = iter(_OnceOnly.apply(gradient, len(found), *found, *watched))
+    return tuple(None if grad is None else next(guarded) for grad in grads)
+
+
+Replay = Callable[[Any, Sequence[Tensor]], Sequence[Tensor | None]]
+"""From a node's ctx and its sources to its differentiable results, in a graph."""
+
+
+def differentiable(replay: Replay) -> Callable[[Callable[..., tuple[Any, ...]]], Callable[..., tuple[Any, ...]]]:
+    """Makes a backward pass that kernels compute differentiable, to any order.
+
+    Expects the node's last inputs in ``ctx.sources``. The gradients of gradients are those of ``replay``, which is
+    called only when they are asked for.
+    """
+
+    def decorate(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+        def marked(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
+            if any(isinstance(grad, Tensor) and _is_batched(grad) for grad in incoming):
+                raise RuntimeError("the gradient of gradient='checkpoint' cannot be vmapped; use gradient='backprop'")
+            with torch.no_grad():
+                grads = backward(ctx, *incoming)
+            if not torch.is_grad_enabled():
+                return grads
+            before = len(grads) - len(ctx.sources)
+            places = [i - before for i, grad in enumerate(grads) if grad is not None]
+            given = [grad for grad in incoming if isinstance(grad, Tensor)]
+            which = [isinstance(grad, Tensor) for grad in incoming]
+            found = [grad for grad in grads if grad is not None]
+
+            def results(sources: Sequence[Tensor]) -> list[Tensor | None]:
+                outputs = replay(ctx, sources)
+                return [out for out, flag in zip(outputs, which, strict=False) if flag]
+
+            again = iter(_Again.apply(results, places, len(ctx.sources), *found, *ctx.sources, *given))
+            return tuple(None if grad is None else next(again) for grad in grads)
+
+        return marked
+
+    return decorate
+
+
+class _Again(torch.autograd.Function):
+    """Gradients that are known, with a graph of how they come about that is made when it is needed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, results: Callable[..., list[Tensor | None]], places: list[int], n_sources: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        n = len(places)
+        ctx.results, ctx.places, ctx.n_sources = results, places, n_sources
+        ctx.save_for_backward(*tensors[n:])
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:n])
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor | None) -> tuple[Any, ...]:
+        higher = torch.is_grad_enabled()
+        with torch.enable_grad():
+            aliases = [t.view_as(t) if t.requires_grad else t for t in ctx.saved_tensors]
+            sources, incoming = aliases[: ctx.n_sources], aliases[ctx.n_sources :]
+            pairs = [
+                (out, grad)
+                for out, grad in zip(ctx.results(sources), incoming, strict=True)
+                if out is not None and out.requires_grad
+            ]
+            second: Any = [None] * len(aliases)
+            inputs = [sources[i] for i in ctx.places]
+            first: Any = [None] * len(inputs)
+            if pairs:
+                first = torch.autograd.grad(
+                    [out for out, _ in pairs], inputs, [g for _, g in pairs], create_graph=True, allow_unused=True
+                )
+            used = [
+                (grad, g)
+                for grad, g in zip(first, outer, strict=True)
+                if grad is not None and grad.requires_grad and g is not None
+            ]
+            wanted = [i for i, t in enumerate(aliases) if t.requires_grad]
+            if used and wanted:
+                found = torch.autograd.grad(
+                    [grad for grad, _ in used],
+                    [aliases[i] for i in wanted],
+                    [g for _, g in used],
+                    create_graph=higher,
+                    allow_unused=True,
+                )
+                for i, grad in zip(wanted, found, strict=True):
+                    second[i] = grad
+        return None, None, None, *[None] * len(ctx.places), *second
+
+
+def replayed(
+    plan: Plan,
+    field: Callable[[Tensor, Tensor, Tensor], Tensor],
+    record: Any,
+    solved: Tensor | None,
+    y0: Tensor,
+    times: Tensor,
+) -> tuple[Tensor, DenseOutput | None]:
+    """The outputs (T, B, D) of the steps of a record, and their polynomials, in a graph.
+
+    Args:
+        plan: the solve.
+        field: dy/dt (n, D) at times (n,) float64, states (n, D) and of the samples (n,).
+        record: of the steps.
+        solved: (B,) bool, None if all are. The others are replaced by copies of one that is.
+        y0: (B, D).
+        times: (T, B) float64.
+    """
+    index = torch.arange(plan.batch, device=y0.device)
+    if solved is not None and not bool(solved.all()):
+        index = healthy_index(solved)
+        y0, times = y0[index], times[:, index]
+
+    def of_samples(t: Tensor, y: Tensor) -> Tensor:
+        return field(t, y, index)
+
+    plan = replace(plan, times=plan.times[:, index])
+    steps = steps_of(record, y0)
+    if steps is None:  # a record of another kind: every backend takes the steps of the reference
+        steps = integrate(plan, of_samples, y0, of_samples(plan.times[0], y0))
+    else:
+        steps = steps.select(index)
+    return replay(plan, of_samples, steps, y0, times)
 
 
 def _is_batched(tensor: Tensor) -> bool:
@@ -57,6 +195,27 @@ class _OnceOnly(torch.autograd.Function):
         raise RuntimeError(
             f"gradient={ctx.gradient!r} can be differentiated only once; use gradient='backprop' for higher derivatives"
         )
+
+
+def _replay_node(ctx: Any, sources: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The results of ``_CheckpointSolve`` in a graph."""
+    y0, times, *tensors = sources
+    controls, externals = tensors[: ctx.n_controls], tensors[ctx.n_controls :]
+    stand_ins = {id(old): new for old, new in zip(ctx.externals.unchanged(), externals, strict=True)}
+    solved: Tensor = ctx.solved
+
+    def field(t: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        with Substitute(stand_ins):
+            return ctx.plan.field(t, y, [c[index] for c in controls]).clone()
+
+    ys, dense = replayed(ctx.plan, field, ctx.record, solved, y0, times)
+    ys = torch.where(solved[:, None], ys, 0.0)
+    if dense is None or ctx.rows is None:
+        return ys, None, None
+    taken = torch.arange(ctx.rows.shape[0], device=ys.device)[:, None] < ctx.n_accepted
+    taken = taken & solved
+    coefs = torch.zeros_like(dense.coefs[:1]).expand(ctx.n_rows, *dense.coefs.shape[1:])
+    return ys, coefs.index_put((ctx.rows[taken],), dense.coefs[taken.flatten()]), None
 
 
 class _CheckpointSolve(torch.autograd.Function):
@@ -78,12 +237,15 @@ class _CheckpointSolve(torch.autograd.Function):
         ctx.record, ctx.solved = result.record, result.status == Status.SUCCESS
         ctx.save_for_backward(k1, result.ys if times.requires_grad else None, *tensors[:n_controls])
         ctx.externals = Externals(tensors[n_controls:])
+        dense = result.dense
+        ctx.rows, ctx.n_rows = (None, 0) if dense is None else (dense.rows, dense.coefs.shape[0])
+        ctx.n_accepted = result.stats.n_accepted
         ctx.sources = (y0, times, *tensors)
         ctx.set_materialize_grads(False)
         return result.ys, None if result.dense is None else result.dense.coefs, result
 
     @staticmethod
-    @once_only("checkpoint")
+    @differentiable(_replay_node)
     def backward(ctx: Any, grad_ys: Tensor | None, grad_coefs: Tensor | None, _: None) -> tuple[Any, ...]:
         k1, ys, *controls = ctx.saved_tensors
         plan: Plan = ctx.plan

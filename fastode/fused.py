@@ -8,14 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastode.autograd import boundary_gradients, once_only
+from fastode.autograd import boundary_gradients, differentiable, replayed
 from fastode.backends.base import Forward, ProgramBackend
 from fastode.backends.cpu.backend import leaves_for_kernels
 from fastode.backends.healthy import healthy_index
 from fastode.checkpoint import Checkpoint
 from fastode.problem import Inputs, Plan
 from fastode.program.capture import Capture
+from fastode.program.evaluate import evaluate
 from fastode.status import Status
+
+
+def _replay_node(ctx: Any, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The result of ``_ProgramSolve`` in a graph."""
+    y0, times, *leaves = sources
+    program, solved = ctx.capture.program, ctx.solved
+    shared, sample = leaves[: len(program.shared)], leaves[len(program.shared) :]
+
+    def field(t: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        return evaluate(program, t, y, shared, [leaf[index] for leaf in sample])
+
+    ys, _ = replayed(ctx.plan, field, ctx.record, solved, y0, times)
+    return (ys if solved is None else torch.where(solved[:, None], ys, 0.0),)
 
 
 class _ProgramSolve(torch.autograd.Function):
@@ -43,7 +57,7 @@ class _ProgramSolve(torch.autograd.Function):
         return result.ys
 
     @staticmethod
-    @once_only("checkpoint")
+    @differentiable(_replay_node)
     def backward(ctx: Any, grad_ys: Tensor | None) -> tuple[Any, ...]:
         k1, ys, *leaves = ctx.saved_tensors
         plan, capture = ctx.plan, ctx.capture
