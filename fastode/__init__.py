@@ -6,6 +6,11 @@ from fastode._version import __version__
 from fastode.captured import CapturedField, Explanation, capture, explain
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController, PIController, PIDController
+from fastode.dropin.adjoint import odeint_adjoint
+from fastode.dropin.dense import odeint_dense
+from fastode.dropin.event import odeint_event
+from fastode.dropin.failure import OdeintError
+from fastode.dropin.odeint import odeint
 from fastode.solution import DenseOutput, Solution, Stats
 from fastode.solve import solve
 from fastode.status import SolveError, Status
@@ -18,6 +23,7 @@ __all__ = [
     "DenseOutput",
     "Explanation",
     "IController",
+    "OdeintError",
     "PIController",
     "PIDController",
     "Solution",
@@ -31,6 +37,10 @@ __all__ = [
     "fields",
     "get_num_threads",
     "models",
+    "odeint",
+    "odeint_adjoint",
+    "odeint_dense",
+    "odeint_event",
     "set_num_threads",
     "solve",
 ]

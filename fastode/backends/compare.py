@@ -31,8 +31,12 @@ def same_rows(field: FlatField, t: Tensor, y: Tensor, controls: list[Tensor], ex
     return same_up_to_rounding(value[known], expected[known], field)
 
 
+class NotRepeatable(RuntimeError):  # noqa: N818 - says what the field is
+    """A field that gives other values when it is called again."""
+
+
 def check_repeatable(value: Tensor, expected: Tensor, y: Tensor, h: Tensor, field: FlatField) -> None:
-    """Raises RuntimeError if the field's value (n, D) in the backward pass is not that of the forward pass.
+    """Raises NotRepeatable if the field's value (n, D) in the backward pass is not that of the forward pass.
 
     Far apart, that is: by more than the square root of the precision, which other kernels for other batch sizes stay
     well below and dropout, noise or changed weights do not. Where the value is nothing but rounding, as at a fixed
@@ -43,7 +47,7 @@ def check_repeatable(value: Tensor, expected: Tensor, y: Tensor, h: Tensor, fiel
     ulps = _SAME_ULPS_HALF if precision > 1e-4 else _SAME_ULPS
     felt = ulps * precision * y.abs().amax(dim=1, keepdim=True) / h.abs()[:, None] if y.shape[1] else 0.0
     if not _within(value.detach(), expected, precision**0.5, felt):
-        raise RuntimeError(
+        raise NotRepeatable(
             "the field gave another value in the backward pass than in the forward pass at the same time and state: it "
             "is random (dropout?), or something it depends on has changed since; its gradient would be wrong"
         )

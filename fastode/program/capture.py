@@ -198,6 +198,24 @@ def _recall(key: Any) -> Capture | Refusal | None:
     return found
 
 
+def keep_with(field: Callable[..., Any], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """``functools.partial(call, field)``, the same object every time, so that captures are found on it.
+
+    It is kept on the field's own object under the name, and goes when that goes.
+    """
+    home, method = _home(field)
+    if home is None:
+        return functools.partial(call, field)
+    kept = home.get(KEPT_ON_FIELDS)
+    if kept is None or kept.home is not home:
+        kept = home[KEPT_ON_FIELDS] = _Kept()
+        kept.home = home
+    found: Callable[..., Any] | None = kept.get((name, method))
+    if found is None:
+        found = kept[name, method] = functools.partial(call, field)
+    return found
+
+
 def _home(field: Callable[..., Any]) -> tuple[dict[str, Any] | None, Any]:
     """The dictionary of the object that a field is, or is a method of, and which method."""
     owner, method = (field.__self__, field.__func__) if isinstance(field, types.MethodType) else (field, None)

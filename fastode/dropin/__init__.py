@@ -1,0 +1,1 @@
+"""A drop-in for torchdiffeq: its functions, with fastode's engine."""

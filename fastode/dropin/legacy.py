@@ -1,0 +1,186 @@
+"""Building blocks that programs written for torchdiffeq import from inside of it, for solvers of their own."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastode.dropin.adaptive import RungeKutta
+from fastode.dropin.arguments import check, flat_tolerance
+from fastode.dropin.functions import Perturb, SolverEvent
+from fastode.dropin.norms import Norm
+from fastode.dropin.solvers import RungeKuttaGrid, locate_event
+from fastode.tableaus import Tableau
+
+ButcherTableau = namedtuple("ButcherTableau", "alpha, beta, c_sol, c_error")
+
+
+class RKAdaptiveStepsizeODESolver(RungeKutta):
+    """An adaptive Runge-Kutta method of the user's own: a subclass with ``order`` and ``tableau``.
+
+    The state between steps comes from cubic Hermite interpolation; ``mid`` is not needed.
+    """
+
+    tableau: ButcherTableau
+    mid: Any = None
+
+    @property
+    def coefficients(self) -> Tableau:
+        """The tableau, verified.
+
+        Raises:
+            ValueError: coefficients that violate an order condition.
+        """
+        given = self.tableau
+        rows = tuple(_numbers(row) for row in given.beta)
+        alpha, weights, error = (_numbers(x) for x in (given.alpha, given.c_sol, given.c_error))
+        return _tableau(type(self).__name__, self.order, alpha, rows, weights, error)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(torch.as_tensor(values, dtype=torch.float64).tolist())
+
+
+@lru_cache(maxsize=64)
+def _tableau(
+    name: str,
+    order: int,
+    alpha: tuple[float, ...],
+    beta: tuple[tuple[float, ...], ...],
+    weights: tuple[float, ...],
+    error: tuple[float, ...],
+) -> Tableau:
+    embedded = [b - e for b, e in zip(weights, error, strict=True)]
+    return Tableau(name, [0, *alpha], [[], *beta], weights, order, b_embedded=embedded, embedded_order=order - 1)
+
+
+def check_inputs(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Tensor,
+    rtol: Any,
+    atol: Any,
+    method: str | None,
+    options: dict[str, Any] | None,
+    event_fn: Callable[..., Any] | None,
+    solvers: dict[str, Any],
+) -> tuple[Any, ...]:
+    """Arguments of ``odeint`` in the form that solvers take.
+
+    Returns:
+        Shapes of the parts or None, func, y0, increasing times, rtol, atol, method, options, event_fn, and whether the
+        times were decreasing.
+    """
+    if method is not None and method not in solvers:
+        names = '", "'.join(solvers)
+        raise ValueError(f'Invalid method "{method}". Must be one of {{"{names}"}}.')
+    args = check(func, y0, t, rtol, atol, method, options, event_fn)
+    event = None if event_fn is None else args.solver_event()
+    rtol, atol = (flat_tolerance(name, tol, args.shapes) for name, tol in (("rtol", args.rtol), ("atol", args.atol)))
+    return (
+        None if args.shapes is None else list(args.shapes),
+        args.solver_function(),
+        args.flat_state(),
+        args.solver_times(),
+        rtol,
+        atol,
+        args.method,
+        args.solver_options(),
+        event,
+        args.backward,
+    )
+
+
+def error_ratio(error: Tensor, rtol: Any, atol: Any, y0: Tensor, y1: Tensor, norm: Norm) -> Any:
+    """The norm of an error in units of its tolerance."""
+    return abs(norm(error / (atol + rtol * torch.maximum(y0.abs(), y1.abs()))))
+
+
+class _Grid(RungeKuttaGrid):
+    def __init__(self, method: str, perturb: bool) -> None:
+        self.method, self.perturb = method, perturb
+
+
+def grid_step(method: str) -> Callable[..., Tensor]:
+    """The change of the state over one step of an explicit method.
+
+    Returns:
+        ``step(func, t0, dt, t1, y0, f0=None, perturb=False)``.
+    """
+
+    def step(
+        func: Any, t0: Tensor, dt: Tensor, t1: Tensor, y0: Tensor, f0: Tensor | None = None, perturb: bool = False
+    ) -> Tensor:
+        known = [] if f0 is None else [f0]
+
+        def reused(t: Tensor, y: Tensor, perturb: Perturb = Perturb.NONE) -> Tensor:
+            return known.pop() if known else func(t, y, perturb=perturb)
+
+        return _Grid(method, perturb)._step_func(reused, t0, dt, t1, y0)[0]
+
+    return step
+
+
+rk4_alt_step_func = grid_step("rk4")
+rk4_step_func = grid_step("rk4_classic")
+
+
+def tabulated_step(
+    func: Any,
+    t0: Tensor,
+    dt: Tensor,
+    t1: Tensor,
+    y0: Tensor,
+    butcher_tableu: Sequence[Sequence[float]],
+    f0: Tensor | None = None,
+    perturb: bool = False,
+) -> Tensor:
+    """The change of the state over one step of an explicit method whose tableau is written as a square of numbers."""
+    *rows, weights = butcher_tableu
+    slopes = [func(t0, y0, perturb=Perturb.NEXT if perturb else Perturb.NONE) if f0 is None else f0]
+    for c, *row in rows[1:]:
+        side = Perturb.PREV if perturb and c == 1 else Perturb.NONE
+        y = y0 + dt * sum(a * k for a, k in zip(row, slopes, strict=False))
+        slopes.append(func(t0 + c * dt if c != 1 else t1, y, perturb=side))
+    return dt * sum(b * k for b, k in zip(weights[1:], slopes, strict=True))
+
+
+def combine_event_functions(event_fn: Callable[..., Tensor], t0: Tensor, y0: Any) -> Callable[..., Tensor]:
+    """Several event functions as one that is positive at the start."""
+    return SolverEvent(event_fn, t0, y0, None, False)
+
+
+def find_event(
+    interp_fn: Callable[[Tensor], Tensor], sign0: Any, t0: Tensor, t1: Tensor, event_fn: Callable[..., Any], tol: Any
+) -> tuple[Tensor, Tensor]:
+    """Time and state at which an event changes the sign that it has at t0."""
+    event_t = locate_event(interp_fn, float(sign0), t0, t1, event_fn, float(tol))
+    return event_t, interp_fn(event_t)
+
+
+def interpolation_fit(y0: Tensor, y1: Tensor, y_mid: Tensor, f0: Tensor, f1: Tensor, dt: Tensor) -> list[Tensor]:
+    """Coefficients, lowest power of theta first, of the quartic through three states and the slopes at both ends."""
+    rise, curve = y1 - y0 - dt * f0, dt * (f1 - f0)
+    # With p = y0 + dt f0 theta + theta^2 (a + b theta + c theta^2): p(1) = y1, p'(1) = dt f1, p(1/2) = y_mid.
+    middle = 4 * (y_mid - y0 - dt * f0 / 2)
+    # a + b + c = rise; 2a + 3b + 4c = curve; a + b/2 + c/4 = middle
+    c = 2 * curve - 8 * rise + 4 * middle
+    b = curve - 2 * rise - 2 * c
+    a = rise - b - c
+    return [y0, dt * f0, a, b, c]
+
+
+def interpolation_evaluate(coefficients: Sequence[Tensor], t0: Tensor, t1: Tensor, t: Tensor) -> Tensor:
+    """The polynomial of ``interpolation_fit`` at a time in [t0, t1]."""
+    if not bool((t0 <= t) & (t <= t1)):
+        raise AssertionError(f"invalid interpolation, fails `t0 <= t <= t1`: {t0}, {t}, {t1}")
+    theta = ((t - t0) / (t1 - t0)).to(coefficients[0].dtype.to_real())
+    total = coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):
+        total = coefficient + theta * total
+    return total
