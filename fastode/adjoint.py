@@ -109,8 +109,12 @@ def adjoint_solve(backend: Backend, plan: Plan, inputs: Inputs) -> tuple[Tensor,
     """Solves with the continuous adjoint: ys (T, B, D) with their graph, and the rest.
 
     Raises:
-        ValueError: dense output, which this mode cannot differentiate.
+        ValueError: dense output, which this mode cannot differentiate, or an implicit method.
     """
+    if not plan.tableau.is_explicit:
+        raise ValueError(
+            f"gradient='adjoint' needs an explicit method, {plan.tableau.name!r} is implicit; use gradient='checkpoint'"
+        )
     if plan.dense:
         raise ValueError("dense=True does not go with gradient='adjoint'; use gradient='checkpoint'")
     k1, externals = start_of(plan, inputs)

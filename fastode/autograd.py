@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastode.backends.base import Backend, Forward
 from fastode.backends.healthy import healthy_index
+from fastode.backends.implicit.replay import step_rule
 from fastode.backends.steps import steps_of
 from fastode.checkpoint import Checkpoint
 from fastode.externals import Externals, owned_tensors, watch
@@ -176,7 +177,7 @@ def replayed(
         steps = integrate(plan, of_samples, y0, of_samples(plan.times[0], y0))
     else:
         steps = steps.select(index)
-    return replay(plan, of_samples, steps, y0, times)
+    return replay(plan, of_samples, steps, y0, times, step_rule(plan))
 
 
 def _is_batched(tensor: Tensor) -> bool:

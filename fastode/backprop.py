@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fastode.backends.base import Forward
 from fastode.backends.healthy import healthy_index
-from fastode.backends.implicit.replay import ReplayStep, find_steps
+from fastode.backends.implicit.replay import find_steps, step_rule
 from fastode.hostflags import differentiation_hidden, host_any
 from fastode.problem import Inputs, Plan
-from fastode.reference import Steps, integrate, replay, rk_step
+from fastode.reference import Steps, integrate, replay
 from fastode.solution import DenseOutput
 from fastode.status import Status
 
@@ -48,7 +48,7 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
         steps = integrate(plan, steady, start, k1) if explicit else find_steps(plan, start, held, k1)
     solved = steps.status == Status.SUCCESS
     healthy = solved & torch.isfinite(k1).all(1)
-    step = rk_step if explicit else ReplayStep(plan)
+    step = step_rule(plan)
     if not host_any(~healthy):
         return _result(steps, *replay(plan, field, steps, y0, times, step))
     with torch.no_grad():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastode.backends.base import Backend, ProgramBackend
 from fastode.backends.cpu.backend import CpuBackend
+from fastode.backends.implicit.backend import ImplicitBackend
 from fastode.backends.reference import ReferenceBackend
 from fastode.backends.stepped import SteppedBackend
 from fastode.backends.triton.backend import TritonBackend
@@ -18,7 +19,7 @@ from fastode.program.capture import Capture, Refusal, capture_field
 
 PROGRAMS: tuple[ProgramBackend, ...] = (TritonBackend(), CpuBackend())
 """Backends that execute programs; ``backend="auto"`` tries them first, in this order."""
-FIELDS: tuple[Backend, ...] = (SteppedBackend(), ReferenceBackend())
+FIELDS: tuple[Backend, ...] = (SteppedBackend(), ImplicitBackend(), ReferenceBackend())
 """Backends that call the field itself, tried next, in this order."""
 
 
@@ -54,6 +55,13 @@ def available() -> list[tuple[str, str | None]]:
     return programs + [(backend.name, backend.unavailable()) for backend in FIELDS]
 
 
+def _declined(candidate: Backend | ProgramBackend, plan: Plan) -> str | None:
+    """Why a backend cannot run here, or not this plan, or None."""
+    if not plan.tableau.is_explicit and not isinstance(candidate, ImplicitBackend):
+        return f"{plan.tableau.name} is an implicit method, for backend 'implicit'"
+    return candidate.unavailable() or candidate.unsupported(plan)
+
+
 def _differentiable(inputs: Inputs, tensors: Sequence[Tensor]) -> bool:
     """Whether a gradient of the solve may be asked for."""
     sources = (inputs.y0, inputs.times, *inputs.controls, *tensors)
@@ -81,7 +89,7 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
         fits = candidate.device == plan.field.state.device.type if name == "auto" else name == candidate.name
         if not fits:
             continue
-        reason = candidate.unavailable() or candidate.unsupported(plan)
+        reason = _declined(candidate, plan)
         if reason is None and not programs:
             reason = "it does not evaluate single points, which this gradient needs"
         if reason is None:
@@ -101,7 +109,7 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
         reasons.append((candidate.name, reason))
     for backend in FIELDS:
         if name in ("auto", backend.name):
-            reason = backend.unavailable() or backend.unsupported(plan)
+            reason = _declined(backend, plan)
             if reason is None:
                 return Choice(None, None, (), backend, tuple(reasons))
             reasons.append((backend.name, reason))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from fastode.backends.cpu.record import ProgramRecord
+from fastode.backends.implicit.forward import ImplicitRecord
+from fastode.backends.implicit.replay import intervals
 from fastode.backends.reference import ReferenceRecord
 from fastode.backends.stepped_adjoint import SteppedRecord
 from fastode.reference import Steps
@@ -36,6 +38,9 @@ def steps_of(record: Any, y0: Tensor) -> Steps | None:
     elif isinstance(record, SteppedRecord):
         count = torch.from_numpy(record.steps.count())
         t, t_next, h, _ = (torch.from_numpy(column) for column in record.steps.table())
+    elif isinstance(record, ImplicitRecord):
+        count = record.steps.count
+        t, t_next, h = intervals(record.steps)
     else:
         return None
     zeros = torch.zeros_like(count)

@@ -16,11 +16,12 @@ from fastode.backends.implicit.arithmetic import column
 from fastode.backends.implicit.forward import Solve, accuracy_of
 from fastode.backends.implicit.jacobian import jacobian, pull_rows
 from fastode.backends.implicit.linear import Factors, factorise, stage_matrix
+from fastode.backends.implicit.record import StepRecord
 from fastode.backends.implicit.rosenbrock import rosenbrock_matrix
 from fastode.backends.implicit.stages import StageSolver
 from fastode.checkpoint import Checkpoint
 from fastode.problem import Plan
-from fastode.reference import Field, Steps, sum_products
+from fastode.reference import Field, StepRule, Steps, rk_step, sum_products
 from fastode.tableaus.implicit import ImplicitTableau
 from fastode.tableaus.rosenbrock import RosenbrockTableau
 
@@ -34,19 +35,29 @@ def find_steps(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor) -> St
         # A sparse record: the intervals are needed, and one state per sample.
         solve = Solve(plan, y0.contiguous(), controls, k1.contiguous(), Checkpoint(every=2**40))
         result = solve.run()
-    record = result.record.steps
-    n = int(record.count.max()) if plan.batch else 0
-    number = torch.arange(n, device=y0.device)[:, None]
-    taken = number < record.count
+    t, t_next, h = intervals(result.record.steps)
+    count = result.record.steps.count
+    return Steps(t, t_next, h, count, result.reached, result.ys[-1], result.status, result.stats)
+
+
+def intervals(record: StepRecord) -> tuple[Tensor, Tensor, Tensor]:
+    """Start, end and signed size of the steps, each (N, B) float64; the size is 0 where a sample took fewer."""
+    n = int(record.count.max()) if len(record.count) else 0
+    number = torch.arange(n, device=record.count.device)[:, None]
     if n == 0:
-        empty = plan.times[:0]
-        t = t_next = h = empty
-    else:
-        rows = (record.offset + torch.minimum(number, (record.count - 1).clamp_min(0))).clamp_max(len(record.t) - 1)
-        t = torch.where(taken, record.t[rows], result.reached)
-        t_next = torch.where(taken, record.t_next[rows], result.reached)
-        h = torch.where(taken, record.h[rows], 0.0)
-    return Steps(t, t_next, h, record.count, result.reached, result.ys[-1], result.status, result.stats)
+        empty = record.t.new_zeros(0, len(record.count))
+        return empty, empty, empty
+    last = (record.count - 1).clamp_min(0)
+    rows = (record.offset + torch.minimum(number, last)).clamp_max(len(record.t) - 1)
+    taken = number < record.count
+    # A sample without a step stands at any time: the size of its steps is zero.
+    t_next = record.t_next[rows]
+    return torch.where(taken, record.t[rows], t_next), t_next, torch.where(taken, record.h[rows], 0.0)
+
+
+def step_rule(plan: Plan) -> StepRule:
+    """How a step of this plan is replayed."""
+    return rk_step if plan.tableau.is_explicit else ReplayStep(plan)
 
 
 class ReplayStep:
