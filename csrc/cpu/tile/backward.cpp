@@ -22,23 +22,29 @@ public:
           method_(method),
           adjoint_(adjoint),
           stage_(stage_kernels(shared)),
-          frames_(program, method.s, shared, gshared, memory),
+          frames_(program, method.s, kMostSlots, 2 + adjoint.every + method.degree, shared, gshared, memory),
           dim_(program.dim),
-          lanes_(program.backward_lanes) {
-        const int64_t padded = (lanes_ + 15) / 16 * 16, tile = dim_ * lanes_;
-        p_ = memory.take<T>(tile);
-        states_ = memory.take<T>(tile * adjoint.every);
-        inner_ = memory.take<T>(tile * (method.degree + 1));
+          lanes_(program.backward_lanes),
+          timed_(reads_time(program.forward_keep) || reads_time(program.reverse) || reads_time(program.accumulate)) {
+        const int64_t padded = (frames_.width() + 15) / 16 * 16;
+        p_ = frames_.take(dim_);
+        states_ = memory.take<T*>(adjoint.every);
+        for (int64_t i = 0; i < adjoint.every; ++i) states_[i] = frames_.take(dim_);
+        for (int m = 0; m <= method.degree; ++m) inner_[m] = frames_.take(dim_);
         step_of_ = memory.take<T>(padded);
         t_ = memory.take<double>(padded);
         h_ = memory.take<double>(padded);
         sample_ = memory.take<int64_t>(padded);
         count_ = memory.take<int64_t>(padded);
         output_ = memory.take<int64_t>(padded);
+        // Replaying runs the forward routine, whose intermediates may need more room than those of forward_keep.
         replay_tmp_ = adjoint.every > 1 ? memory.take<T>(program.n_tmp * lanes_) : nullptr;
     }
 
-    // Samples in the order of falling numbers of steps, at least one each, no more than there are lanes.
+    // Samples at once.
+    int64_t width() const { return frames_.width(); }
+
+    // Samples in the order of falling numbers of steps, at least one each, no more than `width`.
     void run(const int64_t* samples, int64_t n) {
         const int64_t every = adjoint_.every;
         load(samples, n);
@@ -46,17 +52,17 @@ public:
             const int64_t length = std::min(every, count_[0] - start);
             load_states(start);
             for (int64_t i = 1; i < length; ++i) replay(start + i - 1, i - 1);
-            for (int64_t i = length - 1; i >= 0; --i) step(start + i, states_ + i * dim_ * lanes_);
+            for (int64_t i = length - 1; i >= 0; --i) step(start + i, states_[i]);
         }
         if (adjoint_.gradients.y0 != nullptr) {
-            get_lanes(p_, lanes_, n, dim_, [&](int64_t lane) { return adjoint_.gradients.y0 + sample_[lane] * dim_; });
+            frames_.get(p_, n, dim_, [&](int64_t lane) { return adjoint_.gradients.y0 + sample_[lane] * dim_; });
         }
         frames_.write_gradients(adjoint_.gradients, sample_, n);
     }
 
 private:
     void load(const int64_t* samples, int64_t n) {
-        const int64_t active = whole_lanes(n, lanes_);
+        const int64_t active = frames_.set_active(n);
         for (int64_t lane = 0; lane < active; ++lane) {
             const int64_t sample = lane < n ? samples[lane] : samples[0];
             sample_[lane] = sample;
@@ -64,7 +70,7 @@ private:
             output_[lane] = adjoint_.n_times - 1;
         }
         frames_.load_params(adjoint_.leaves, sample_, active);
-        std::fill_n(p_, dim_ * lanes_, T(0));
+        frames_.clear(p_, dim_);
         frames_.clear_gradients();
         loaded_ = active;
     }
@@ -73,12 +79,11 @@ private:
     int64_t set_active(int64_t j) {
         int64_t n = 0;
         while (n < loaded_ && count_[n] > j) ++n;
-        const int64_t active = whole_lanes(n, lanes_);
-        frames_.set_active(active);
+        const int64_t active = frames_.set_active(n);
         terms_.width = dim_;
         terms_.lanes = lanes_;
         terms_.active = active;
-        terms_.slots = {&only_, 1, 0};
+        terms_.slots = frames_.slots();
         return active;
     }
 
@@ -90,7 +95,7 @@ private:
 
     void load_states(int64_t start) {
         const int64_t active = set_active(start);
-        put_lanes(states_, lanes_, active, dim_, [&](int64_t lane) {
+        frames_.put(states_[0], active, dim_, [&](int64_t lane) {
             const int64_t j = count_[lane] > start ? start : standing(lane);
             const int64_t row = adjoint_.state_offsets[sample_[lane]] + j / adjoint_.every;
             return adjoint_.states + row * dim_;
@@ -111,17 +116,18 @@ private:
     void replay(int64_t j, int64_t from) {
         const int64_t active = set_active(j + 1);
         set_times(j, active);
-        T* y = states_ + from * dim_ * lanes_;
-        T* next = y + dim_ * lanes_;
-        TileFrame<T> f = frames_[0];
-        f.base[base_tmp] = replay_tmp_;
+        T *y = states_[from], *next = states_[from + 1];
+        const int64_t n = frames_.slots().n;
         for (int i = 0; i < method_.s; ++i) {
-            f.base[base_in] = i == 0 ? y : next;
             if (i > 0) stage_state(i, y, next);
             if (i + 1 == method_.s) break;  // the last stage's state is the new one
-            f.base[base_out] = frames_[i].base[base_out];
-            stage_time(i, f.base[base_time], active);
-            run_code(program_.forward, f);
+            stage_time(i, active);
+            for (int64_t slot = 0; slot < n; ++slot) {
+                TileFrame<T> f = frames_.at(i, slot);
+                f.base[base_in] = (i == 0 ? y : next) + slot * frames_.sample_step();
+                f.base[base_tmp] = replay_tmp_;
+                run_code(program_.forward, f);
+            }
         }
     }
 
@@ -130,7 +136,9 @@ private:
         for (int m = 0; m < i; ++m) add_term<T>(terms_, method_.a_at(i, m), frames_[m].base[base_out]);
         stage_.combine(terms_, out, y, step_of_);
     }
-    void stage_time(int i, T* out, int64_t active) const {
+    void stage_time(int i, int64_t active) {
+        if (!timed_) return;
+        T* out = frames_[i].base[base_time];
         const double c = method_.c[static_cast<size_t>(i)];
         for (int64_t lane = 0; lane < active; ++lane) out[lane] = static_cast<T>(t_[lane] + c * h_[lane]);
     }
@@ -143,42 +151,37 @@ private:
         const int s = method_.s;
         const int used = inside || method_.b[static_cast<size_t>(s - 1)] != 0.0 ? s : s - 1;
         for (int i = 0; i < used; ++i) {
-            TileFrame<T>& f = frames_[i];
             if (i == 0) {
-                f.base[base_in] = y;
+                const int64_t n = frames_.slots().n;
+                for (int64_t k = 0; k < n; ++k) frames_.at(0, k).base[base_in] = y + k * frames_.sample_step();
             } else {
-                stage_state(i, y, f.base[base_in]);
+                stage_state(i, y, frames_[i].base[base_in]);
             }
-            stage_time(i, f.base[base_time], active);
-            run_code(program_.forward_keep, f);
+            stage_time(i, active);
+            frames_.run(program_.forward_keep, i);
         }
-        const TileFrame<T>* pulled[kMaxStages];
-        int from[kMaxStages];
+        int pulled[kMaxStages];
         int n_pulled = 0;
         for (int i = used - 1; i >= 0; --i) {
             terms_.n = 0;
             add_term<T>(terms_, method_.b[static_cast<size_t>(i)], p_);
             if (inside) {
-                for (int m = 0; m < method_.degree; ++m) add_term<T>(terms_, method_.q_at(i, m), inner(m + 1));
+                for (int m = 0; m < method_.degree; ++m) add_term<T>(terms_, method_.q_at(i, m), inner_[m + 1]);
             }
             for (int m = 0; m < n_pulled; ++m) {
-                add_term<T>(terms_, method_.a_at(from[m], i), pulled[m]->base[base_gin]);
+                add_term<T>(terms_, method_.a_at(pulled[m], i), frames_[pulled[m]].base[base_gin]);
             }
             if (terms_.n == 0) continue;
-            TileFrame<T>& f = frames_[i];
-            stage_.combine(terms_, f.base[base_gout], nullptr, step_of_);
-            run_code(program_.reverse, f);
-            pulled[n_pulled] = &f;
-            from[n_pulled++] = i;
+            stage_.combine(terms_, frames_[i].base[base_gout], nullptr, step_of_);
+            frames_.run(program_.reverse, i);
+            pulled[n_pulled++] = i;
         }
-        run_accumulate(program_.accumulate, pulled, n_pulled);
+        frames_.accumulate(pulled, n_pulled);
         terms_.n = 0;
-        for (int m = 0; m < n_pulled; ++m) add_term<T>(terms_, 1.0, pulled[m]->base[base_gin]);
-        if (inside) add_term<T>(terms_, 1.0, inner(0));
+        for (int m = 0; m < n_pulled; ++m) add_term<T>(terms_, 1.0, frames_[pulled[m]].base[base_gin]);
+        if (inside) add_term<T>(terms_, 1.0, inner_[0]);
         if (terms_.n > 0) stage_.combine(terms_, p_, p_, nullptr);
     }
-
-    T* inner(int m) const { return inner_ + m * dim_ * lanes_; }
 
     // Adds the gradients of outputs at the end of step j to p and collects those inside it; returns whether there are
     // any of the latter.
@@ -197,20 +200,25 @@ private:
                 const double at = adjoint_.time(e, sample);
                 const T* grad = adjoint_.grad_ys + (e * adjoint_.batch + sample) * dim_;
                 if (at == t_next) {
-                    for (int64_t i = 0; i < dim_; ++i) p_[i * lanes_ + lane] += grad[i];
+                    add(p_, lane, T(1), grad);
                     continue;
                 }
-                if (!inside) std::fill_n(inner_, (method_.degree + 1) * dim_ * lanes_, T(0));
+                for (int m = 0; !inside && m <= method_.degree; ++m) frames_.clear(inner_[m], dim_);
                 inside = true;
                 double phi[kMaxStages];
                 bernstein_basis((at - t) / h, method_.degree, phi);
                 for (int m = 0; m <= method_.degree; ++m) {
-                    const T factor = m == 0 ? T(1) : static_cast<T>(phi[m - 1]);
-                    for (int64_t i = 0; i < dim_; ++i) inner(m)[i * lanes_ + lane] += factor * grad[i];
+                    add(inner_[m], lane, m == 0 ? T(1) : static_cast<T>(phi[m - 1]), grad);
                 }
             }
         }
         return inside;
+    }
+
+    // Adds factor * row to a sample's numbers.
+    void add(T* array, int64_t lane, T factor, const T* row) const {
+        T* to = array + lane * frames_.sample_step();
+        for (int64_t i = 0; i < dim_; ++i) to[i * lanes_] += factor * row[i];
     }
 
     const TileProgram& program_;
@@ -219,9 +227,11 @@ private:
     const TileStage<T>& stage_;
     StageFrames<T> frames_;
     const int64_t dim_, lanes_;
+    const bool timed_;
     TileTerms<T> terms_;
-    const int32_t only_ = 0;
-    T *p_, *states_, *inner_, *step_of_, *replay_tmp_;
+    T *p_, *step_of_, *replay_tmp_;
+    T** states_;  // at the starts of the steps of a block
+    T* inner_[kMaxStages + 1];
     double *t_, *h_;
     int64_t *sample_, *count_, *output_;
     int64_t loaded_ = 0;
@@ -268,8 +278,8 @@ void tile_adjoint(const TileProgram& program, const TileMethod& method, const Ti
                            return count(x) != count(y) ? count(x) > count(y) : x < y;
                        });
                        BackwardTile<T> tile(program, method, adjoint, shared, gshared, own);
-                       for (int64_t first = 0; first < n; first += lanes) {
-                           tile.run(order + first, std::min(lanes, n - first));
+                       for (int64_t first = 0; first < n; first += tile.width()) {
+                           tile.run(order + first, std::min(tile.width(), n - first));
                        }
                    });
 }

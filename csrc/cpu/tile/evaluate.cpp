@@ -67,7 +67,7 @@ void tile_vjp(const TileProgram& program, int64_t batch, const double* t, const 
     over_groups<T>(
         program, n_groups, threads_for(ns * static_cast<double>(batch), threads), gradients.shared,
         [&](int64_t group, T* gshared, Workspace& own) {
-            StageFrames<T> frames(program, 1, shared, gshared, own);
+            StageFrames<T> frames(program, 1, 1, 0, shared, gshared, own);
             TileFrame<T>& f = frames[0];
             const int64_t end = std::min(batch, (group + 1) * size);
             for (int64_t first = group * size; first < end; first += lanes) {

@@ -1,25 +1,10 @@
-// A forward solve with SIMD across components. One sample is a chain of operations that wait for each other, so several
-// are under way at once, stage by stage, as many as have their constants in the first-level cache together.
+// A forward solve with SIMD across components, of several samples at once.
 #pragma once
 
 #include "cpu/tile/forward_tile.h"
+#include "cpu/tile/row_slots.h"
 
 namespace fastode {
-
-constexpr int64_t kMostSlots = 8;
-
-// How many samples in rows go side by side, and how far apart they lie.
-struct RowSlots {
-    int64_t n, stride;
-
-    // `bytes` of memory are worked on by each.
-    static RowSlots of(int64_t elements, int64_t element_bytes) {
-        constexpr int64_t kCache = 24 * 1024, kLine = 64;
-        // An odd number of cache lines: the same places of different samples fall into different sets of the cache.
-        const int64_t lines = ((elements * element_bytes + kLine - 1) / kLine + 1) / 2 * 2 + 1;
-        return {std::clamp<int64_t>(kCache / (lines * kLine), 1, kMostSlots), lines * kLine / element_bytes};
-    }
-};
 
 template <class T>
 class RowsTile : public ForwardTile<T, RowsTile<T>> {
@@ -30,7 +15,7 @@ public:
     RowsTile(const TileProgram& program, const TileMethod& method, const StepControl& control,
              const TileSolve<T>& solve, T* shared, TileArena<T>* arena, Workspace& memory)
         : RowsTile(program, method, control, solve, shared, arena, memory,
-                   RowSlots::of(used_by(program, method), sizeof(T))) {}
+                   RowSlots::of<T>(used_by(program, method), kCache)) {}
 
     // Samples [begin, end) of the batch.
     void run(int64_t begin, int64_t end, Workspace&) {
@@ -47,13 +32,11 @@ public:
 private:
     static constexpr int kPrefetchParts = 12;
 
-    // Each array begins a cache line, and may be read a vector past its end.
-    static int64_t rounded(int64_t n) {
-        constexpr int64_t kLine = 64 / sizeof(T);
-        return (n + kLine - 1) / kLine * kLine;
-    }
+    static constexpr int64_t kCache = 24 * 1024;  // bytes that the slots may fill
+
     static int64_t used_by(const TileProgram& program, const TileMethod& method) {
-        return (method.s + 2) * rounded(program.dim) + rounded(program.n_tmp) + rounded(program.n_param);
+        return (method.s + 2) * whole_lines<T>(program.dim) + whole_lines<T>(program.n_tmp) +
+               whole_lines<T>(program.n_param);
     }
 
     RowsTile(const TileProgram& program, const TileMethod& method, const StepControl& control,
@@ -63,7 +46,7 @@ private:
         std::fill_n(at, slots.n * slots.stride, T(0));  // what is computed beyond the ends of arrays stays harmless
         const auto next = [&at](int64_t n) {
             T* result = at;
-            at += rounded(n);
+            at += whole_lines<T>(n);
             return result;
         };
         y_ = next(dim_);

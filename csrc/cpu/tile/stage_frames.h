@@ -7,67 +7,153 @@
 
 #include "core/thread_pool.h"
 #include "cpu/tile/backward.h"
+#include "cpu/tile/row_slots.h"
 #include "cpu/tile/workspace.h"
 
 namespace fastode {
 
+// Of each stage and slot a frame: lanes layout has one slot, rows have one for each sample under way.
 template <class T>
 class StageFrames {
 public:
-    // Frames of n stages that share constants and gradients; gshared may be null.
-    StageFrames(const TileProgram& program, int n, T* shared, T* gshared, Workspace& memory) : program_(program) {
-        const int64_t lanes = program.backward_lanes, dim = program.dim;
-        T* param = memory.take<T>(program.n_param * lanes);
-        T* gparam = memory.take<T>(program.n_gparam * lanes);
-        for (int i = 0; i < n; ++i) {
-            TileFrame<T>& f = frame_[i];
-            std::fill_n(f.base, kTileBases, nullptr);
-            for (const int base : {base_in, base_out, base_gout, base_gin}) f.base[base] = memory.take<T>(dim * lanes);
-            f.base[base_time] = memory.take<T>((lanes + 15) / 16 * 16);
-            f.base[base_tmp] = memory.take<T>(program.n_tmp_keep * lanes);
-            f.base[base_adj] = memory.take<T>(program.n_adj * lanes);
-            f.base[base_shared] = shared;
-            f.base[base_param] = param;
-            f.base[base_gshared] = gshared;
-            f.base[base_gparam] = gparam;
-            f.maps = program.maps.data();
-            f.lanes = lanes;
-            f.active = lanes;
+    // Frames of n stages that share constants and gradients; gshared may be null. `more` arrays of `dim` components
+    // each can be taken beside them.
+    StageFrames(const TileProgram& program, int n, int64_t most_slots, int64_t more, T* shared, T* gshared,
+                Workspace& memory)
+        : program_(program), memory_(memory), stages_(n), lanes_(program.backward_lanes) {
+        const int64_t dim = program.dim;
+        if (lanes_ == 1) {
+            const int64_t stage =
+                4 * whole_lines<T>(dim) + whole_lines<T>(program.n_tmp_keep) + whole_lines<T>(program.n_adj);
+            const int64_t own = whole_lines<T>(program.n_param) + whole_lines<T>(program.n_gparam) + n * stage;
+            slots_ = RowSlots::of<T>(own + more * whole_lines<T>(dim), kCache);
+            // Without `more`: how many there are decides in which order gradients by shared leaves are added up, and
+            // that must not depend on how many states the record kept.
+            slots_.n = RowSlots::of<T>(own, kCache).n;
+            slots_.n = std::min(slots_.n, most_slots);
+            next_ = memory.take<T>(slots_.n * slots_.stride);
+            std::fill_n(next_, slots_.n * slots_.stride, T(0));  // what is computed beyond ends of arrays is harmless
         }
-        count_ = n;
+        frame_ = memory.take<TileFrame<T>>(n * slots_.n);
+        T *param = take(program.n_param), *gparam = take(program.n_gparam);
+        for (int i = 0; i < n; ++i) {
+            T* times = memory.take<T>((std::max(lanes_, slots_.n) + 15) / 16 * 16);
+            T* base[kTileBases] = {};
+            for (const int b : {base_in, base_out, base_gout, base_gin}) base[b] = take(dim);
+            base[base_tmp] = take(program.n_tmp_keep);
+            base[base_adj] = take(program.n_adj);
+            base[base_param] = param;
+            base[base_gparam] = gparam;
+            for (int64_t slot = 0; slot < slots_.n; ++slot) {
+                TileFrame<T>& f = at(i, slot);
+                for (int b = 0; b < kTileBases; ++b) f.base[b] = base[b] + (base[b] ? slot * slots_.stride : 0);
+                f.base[base_time] = times + slot;
+                f.base[base_shared] = shared;
+                f.base[base_gshared] = gshared;
+                f.maps = program.maps.data();
+                f.lanes = f.active = lanes_;
+            }
+        }
     }
 
-    TileFrame<T>& operator[](int i) { return frame_[i]; }
+    // Samples at once, and where component i of one of them is: sample * sample_step() + i * lanes.
+    int64_t width() const { return lanes_ == 1 ? slots_.n : lanes_; }
+    int64_t sample_step() const { return lanes_ == 1 ? slots_.stride : 1; }
 
-    void set_active(int64_t n) {
-        for (int i = 0; i < count_; ++i) frame_[i].active = n;
+    // Of slot 0.
+    TileFrame<T>& operator[](int stage) { return frame_[stage]; }
+    TileFrame<T>& at(int stage, int64_t slot) { return frame_[slot * stages_ + stage]; }
+
+    // n components of each slot, or of all lanes; in rows no more in total than the constructor was told.
+    T* take(int64_t n) {
+        if (lanes_ != 1) return memory_.take<T>(n * lanes_);
+        T* result = next_;
+        next_ += whole_lines<T>(n);
+        return result;
     }
-    void set_gshared(T* gshared) {
-        for (int i = 0; i < count_; ++i) frame_[i].base[base_gshared] = gshared;
+
+    // The samples that are worked on from now on: the first n, rounded up to vectors in lanes.
+    int64_t set_active(int64_t n) {
+        active_ = lanes_ == 1 ? n : whole_lanes(n, lanes_);
+        for (int i = 0; lanes_ != 1 && i < stages_; ++i) frame_[i].active = active_;
+        return active_;
     }
+    TileSlots slots() const {
+        static constexpr int32_t kNumbers[kMostSlots] = {0, 1, 2, 3, 4, 5, 6, 7};
+        return {kNumbers, lanes_ == 1 ? active_ : 1, slots_.stride};
+    }
+    // Of the active slots the frames of one stage, or of the one slot of lanes.
+    int64_t of_stage(int stage, const TileFrame<T>** frames) {
+        const int64_t n = slots().n;
+        for (int64_t slot = 0; slot < n; ++slot) frames[slot] = &at(stage, slot);
+        return n;
+    }
+    void run(const TileCode& code, int stage) {
+        const TileFrame<T>* frames[kMostSlots];
+        const int64_t n = of_stage(stage, frames);
+        run_code(code, frames, n);
+    }
+    // The accumulate routine over some of the stages.
+    void accumulate(const int* stages, int n) {
+        const TileFrame<T>* frames[kMaxStages];
+        for (int64_t slot = 0; slot < slots().n; ++slot) {
+            for (int i = 0; i < n; ++i) frames[i] = &at(stages[i], slot);
+            run_accumulate(program_.accumulate, frames, n);
+        }
+    }
+
     void load_params(const TileLeaves<T>& leaves, const int64_t* samples, int64_t n) {
-        pack_params(program_, leaves, samples, n, frame_[0].base[base_param], program_.backward_lanes);
+        if (lanes_ != 1) return pack_params(program_, leaves, samples, n, frame_[0].base[base_param], lanes_);
+        for (int64_t slot = 0; slot < n; ++slot) {
+            pack_param(program_, leaves, samples[slot], at(0, slot).base[base_param], 1, 0);
+        }
     }
     void clear_gradients() {
-        std::fill_n(frame_[0].base[base_gparam], program_.n_gparam * program_.backward_lanes, T(0));
+        for (int64_t slot = 0; slot < slots_.n; ++slot) {
+            std::fill_n(at(0, slot).base[base_gparam], program_.n_gparam * lanes_, T(0));
+        }
     }
-    // The gradients of per-sample leaves of the first n lanes.
-    void write_gradients(const TileGradients<T>& gradients, const int64_t* samples, int64_t n) const {
-        int64_t at = 0;
+    // The gradients of per-sample leaves of the first n samples.
+    void write_gradients(const TileGradients<T>& gradients, const int64_t* samples, int64_t n) {
+        int64_t start = 0;
         for (size_t leaf = 0; leaf < program_.param_sizes.size(); ++leaf) {
             const int64_t size = program_.param_sizes[leaf];
             if (gradients.params[leaf] != nullptr) {
-                get_lanes(frame_[0].base[base_gparam] + at * program_.backward_lanes, program_.backward_lanes, n, size,
-                          [&](int64_t lane) { return gradients.params[leaf] + samples[lane] * size; });
+                get(frame_[0].base[base_gparam] + start * lanes_, n, size,
+                    [&](int64_t lane) { return gradients.params[leaf] + samples[lane] * size; });
             }
-            at += size;
+            start += size;
         }
     }
 
+    // Rows of `width` numbers to and from the first n samples.
+    template <class F>
+    void put(T* array, int64_t n, int64_t row_width, F&& row) const {
+        if (lanes_ != 1) return put_lanes(array, lanes_, n, row_width, row);
+        for (int64_t slot = 0; slot < n; ++slot) std::copy_n(row(slot), row_width, array + slot * slots_.stride);
+    }
+    template <class F>
+    void get(const T* array, int64_t n, int64_t row_width, F&& row) const {
+        if (lanes_ != 1) return get_lanes(array, lanes_, n, row_width, row);
+        for (int64_t slot = 0; slot < n; ++slot) std::copy_n(array + slot * slots_.stride, row_width, row(slot));
+    }
+    // All samples' numbers of an array of n components.
+    void clear(T* array, int64_t n) const {
+        if (lanes_ != 1) return static_cast<void>(std::fill_n(array, n * lanes_, T(0)));
+        for (int64_t slot = 0; slot < slots_.n; ++slot) std::fill_n(array + slot * slots_.stride, n, T(0));
+    }
+
 private:
+    static constexpr int64_t kCache = 32 * 1024;  // bytes that the slots may fill
+
     const TileProgram& program_;
-    TileFrame<T> frame_[kMaxStages];
-    int count_ = 0;
+    Workspace& memory_;
+    TileFrame<T>* frame_ = nullptr;
+    const int stages_;
+    const int64_t lanes_;
+    RowSlots slots_{1, 0};
+    T* next_ = nullptr;
+    int64_t active_ = 1;
 };
 
 // Runs body(group, gshared) for each group of samples on several threads, each with its own copy of the gradients of
