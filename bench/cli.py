@@ -12,6 +12,7 @@ import torch
 
 from bench import machine, plots, report
 from bench.cases import CASES, MODES, PRECISION, QUICK, TRAIN
+from bench.cases import DEFAULT as DEFAULT_CASES
 from bench.libraries import DEFAULT, LIBRARIES, OURS
 from bench.measure import Settings, compare
 from bench.memory import limited
@@ -42,7 +43,9 @@ class Names(click.ParamType):
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110})
-@click.option("--case", "cases", multiple=True, type=Names(list(CASES)), help="Only these cases  [default: all].")
+@click.option(
+    "--case", "cases", multiple=True, type=Names(list(CASES)), help="Only these cases  [default: all but GPU sizes]."
+)
 @click.option(
     "--mode", "modes", multiple=True, type=Names(list(MODES)), help="forward, gradient, train  [default: all]."
 )
@@ -104,7 +107,7 @@ def main(
             settings = replace(settings, dtype=torch.float64)
         if quick:
             settings = replace(settings, rounds=min(rounds, 2), budget=min(budget, 5.0))
-        chosen = list(dict.fromkeys(name for some in cases for name in some)) or list(QUICK if quick else CASES)
+        chosen = list(dict.fromkeys(name for some in cases for name in some)) or list(QUICK if quick else DEFAULT_CASES)
         names = list(dict.fromkeys(name for some in libraries for name in some)) or list(DEFAULT)
         wanted = [name for some in modes for name in some] or list(MODES)
         out.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,8 @@ def floor_seconds(problem: Problem, mode: str, work: Work, machine: Machine) -> 
     Traffic: inputs read once and outputs written once; a gradient reads the inputs and the gradients of the outputs,
     writes its results, and writes and reads one state per accepted step. All of it at the rate of a copy.
 
+    On a GPU one kernel launch comes on top, whichever bounds.
+
     None where the arithmetic of the case is not known, or fastode's own statistics are not there.
     """
     if problem.flops is None or not work.evals_total or work.steps_total is None or work.accepted_total is None:
@@ -38,4 +40,5 @@ def floor_seconds(problem: Problem, mode: str, work: Work, machine: Machine) -> 
         traffic += values["inputs"] + values["outputs"] + values["gradients"] + 2 * work.accepted_total * width
     times = {"flops": flops / machine.flops, "bytes": traffic * problem.t.element_size() / machine.copied}
     bound = max(times, key=lambda name: times[name])
-    return times[bound] * (problem.case.train_steps if mode == TRAIN else 1), bound
+    seconds = times[bound] + machine.launch
+    return seconds * (problem.case.train_steps if mode == TRAIN else 1), bound

@@ -9,7 +9,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,13 @@ from bench.libraries import LIBRARIES, DoesNotApply, Library, Run, Work
 from bench.libraries.ours import OURS, truth
 from bench.machine import Machine, sync
 from bench.memory import peak_bytes, release
+from bench.profile import Activity, profile
 
 Row = dict[str, Any]
 LONG = 20.0
 """Seconds."""
+TRACED = 0.3
+"""Seconds; the trace of a longer call takes longer to write and read than all the rest."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Settings:
         limit: seconds after which a single run is broken off.
         shortest: runs shorter than this are repeated within a round.
         memory: also measure peak memory.
+        activity: also count launches and waits, and time in kernels; on a GPU only.
         device, dtype: of the problems.
     """
 
@@ -46,6 +50,7 @@ class Settings:
     limit: float = 600.0
     shortest: float = 5e-3
     memory: bool = True
+    activity: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
 
@@ -66,9 +71,15 @@ class Contestant:
     error: float | None = None
     loss: float | None = None
     peak: int | None = None
+    activity: Activity | None = None
     work: Work = field(default_factory=Work)
     seconds: list[float] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+
+    @property
+    def in_torch(self) -> bool:
+        """Whether its work and its memory are torch's."""
+        return self.library.package != "diffrax"
 
     def fail(self, reason: BaseException) -> None:
         """Takes the library out and keeps why, in one line."""
@@ -83,20 +94,56 @@ def compare(
     case: Case, mode: str, names: Sequence[str], settings: Settings, machine: Machine, kind: str = "compare"
 ) -> list[Row]:
     """One row per library that has the mode. What a library raises ends in its row."""
-    problem = case.problem(settings.device, settings.dtype)
-    libraries = [LIBRARIES[name] for name in names]
-    entrants = [Contestant(library) for library in libraries if mode in library.modes]
-    for entrant in entrants:
-        _warm_up(entrant, problem, mode, settings)
-    _check(entrants, problem, mode, settings)
-    for number in range(settings.rounds):
-        gc.collect()
-        shift = number % max(1, len(entrants))  # nobody always runs after the same one
-        for entrant in entrants[shift:] + entrants[:shift]:
-            _timed_round(entrant, number, settings)
-    for entrant in entrants:
-        _look_inside(entrant, settings)
-    return _rows(entrants, problem, mode, machine, kind)
+    contest = Contest(case, mode, names, settings)
+    contest.prepare()
+    return contest.measure(machine, kind)
+
+
+class Contest:
+    """One case and mode with some libraries, in two parts: only the second needs a machine where nothing else runs.
+
+    Args:
+        case: the workload.
+        mode: what is done with it.
+        names: of the libraries; those that lack the mode are left out.
+        settings: how thoroughly.
+        notify: told the name of the library whose turn it is, so that a watcher knows who brought the process down.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        mode: str,
+        names: Sequence[str],
+        settings: Settings,
+        notify: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.mode, self.settings, self.notify = mode, settings, notify
+        self.problem = case.problem(settings.device, settings.dtype)
+        libraries = [LIBRARIES[name] for name in names]
+        self.entrants = [Contestant(library) for library in libraries if mode in library.modes]
+
+    def prepare(self) -> None:
+        """Compiles, warms up and compares the results with a far more precise solve."""
+        for entrant in self.entrants:
+            self.notify(entrant.library.name)
+            _warm_up(entrant, self.problem, self.mode, self.settings)
+        self.notify("")
+        _check(self.entrants, self.problem, self.mode, self.settings)
+
+    def measure(self, machine: Machine, kind: str = "compare") -> list[Row]:
+        """Interleaved rounds, then memory and work; one row for each library."""
+        for number in range(self.settings.rounds):
+            gc.collect()
+            shift = number % max(1, len(self.entrants))  # nobody always runs after the same one
+            for entrant in self.entrants[shift:] + self.entrants[:shift]:
+                self.notify(entrant.library.name)
+                _timed_round(entrant, number, self.settings)
+        for entrant in self.entrants:
+            self.notify(entrant.library.name)
+            _look_inside(entrant, self.settings)
+        self.notify("")
+        return _rows(self.entrants, self.problem, self.mode, machine, kind)
 
 
 def _warm_up(entrant: Contestant, problem: Problem, mode: str, settings: Settings) -> None:
@@ -105,7 +152,7 @@ def _warm_up(entrant: Contestant, problem: Problem, mode: str, settings: Setting
     try:
         with time_limit(settings.limit):
             entrant.run = entrant.library.prepare(problem, mode)
-        result, estimate = _timed(entrant.run, 1, settings)
+        result, estimate = _timed(entrant, 1, settings)
         entrant.first = estimate
         entrant.values = entrant.run.values(result)
         del result
@@ -113,24 +160,37 @@ def _warm_up(entrant: Contestant, problem: Problem, mode: str, settings: Setting
             entrant.seconds.append(estimate)
             return
         if estimate < 1.0:
-            estimate = min(_timed(entrant.run, 1, settings)[1] for _ in range(2))
+            estimate = min(_timed(entrant, 1, settings)[1] for _ in range(2))
         entrant.repeats = max(1, min(200, math.ceil(settings.shortest / max(estimate, 1e-7))))
     except Exception as reason:  # a peer's failure is a result, not ours
         entrant.fail(reason)
 
 
-def _timed(run: Run, repeats: int, settings: Settings) -> tuple[Any, float]:
-    """Result and mean seconds of some calls in a row, without garbage collection."""
+def _timed(entrant: Contestant, repeats: int, settings: Settings) -> tuple[Any, float]:
+    """Result and mean seconds of some calls in a row, without garbage collection.
+
+    By the clock of the device where the work is on a stream of torch's, otherwise by that of the host, which then waits
+    for the device before it reads it.
+    """
+    run, device = entrant.run, settings.device
+    assert run is not None
+    by_device = device.type == "cuda" and entrant.in_torch
     enabled = gc.isenabled()
     gc.disable()
     try:
         with time_limit(settings.limit):
-            sync(settings.device)
+            sync(device)
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if by_device else []
             start = time.perf_counter()
+            if by_device:
+                marks[0].record()
             for _ in range(repeats):
                 result = run.call()
-            sync(settings.device)
-            return result, (time.perf_counter() - start) / repeats
+            if by_device:
+                marks[1].record()
+            sync(device)
+            seconds = marks[0].elapsed_time(marks[1]) * 1e-3 if by_device else time.perf_counter() - start
+            return result, seconds / repeats
     finally:
         if enabled:
             gc.enable()
@@ -141,21 +201,22 @@ def _timed_round(entrant: Contestant, number: int, settings: Settings) -> None:
     if entrant.run is None or len(entrant.seconds) != number or (over and number > 0):
         return
     try:
-        entrant.seconds.append(_timed(entrant.run, entrant.repeats, settings)[1])
+        entrant.seconds.append(_timed(entrant, entrant.repeats, settings)[1])
     except Exception as reason:
         entrant.fail(reason)
 
 
 def _look_inside(entrant: Contestant, settings: Settings) -> None:
-    """Work, and peak memory in one more call."""
+    """Work, peak memory in one more call, and what happens on the device in another."""
     if entrant.run is None:
         return
     try:
         with time_limit(settings.limit):
             entrant.work = entrant.run.work()
             if settings.memory and entrant.first <= max(settings.budget, LONG):
-                in_torch = entrant.library.package != "diffrax"
-                entrant.peak = peak_bytes(entrant.run.call, settings.device, in_torch)
+                entrant.peak = peak_bytes(entrant.run.call, settings.device, entrant.in_torch)
+            if settings.activity and entrant.seconds and min(entrant.seconds) < TRACED:
+                entrant.activity = profile(entrant.run.call, settings.device)
     except Exception as reason:
         entrant.fail(reason)
 
@@ -243,6 +304,9 @@ def _rows(entrants: list[Contestant], problem: Problem, mode: str, machine: Mach
             train_steps=case.train_steps if mode == TRAIN else None,
             first_ms=_digits(1e3 * entrant.first),
         )
+        if entrant.activity is not None:
+            done = entrant.activity
+            row.update(device_ms=_digits(1e3 * done.seconds), launches=done.launches, waits=done.waits)
         if floor is not None:
             row.update(floor_ms=_digits(1e3 * floor[0]), floor_bound=floor[1], times_floor=_digits(median / floor[0]))
     return rows

@@ -14,7 +14,7 @@ from bench.measure import Row
 COLUMNS = [
     *("kind", "case", "mode", "library", "rtol", "atol", "median_ms", "best_ms", "rounds", "error", "loss"),
     *("times_fastode", "fastode", "floor_ms", "floor_bound", "times_floor", "peak_mib"),
-    *("steps_mean", "steps_max", "evals", "train_steps", "first_ms", "failed"),
+    *("steps_mean", "steps_max", "evals", "train_steps", "first_ms", "device_ms", "launches", "waits", "failed"),
 ]
 
 

@@ -21,6 +21,7 @@ from bench.measure import Settings, compare, exact_values, largest_error
 MACHINE = Machine("a machine", 0.0, 1e9, 1e9)
 FAST = Settings(rounds=1, shortest=0.0, memory=False)
 SPANS = {"lorenz-100": 0.3, "neural-ode-1": 3.0, "neural-ode-100": 3.0, "one-stiff-in-256": 0.05, "autoencode": 1.0}
+SPANS |= {"van-der-pol-1048576": 0.3, "autoencode-cifar10": 1.0, "convolution": 0.3}
 
 
 def small(name: str):
@@ -31,8 +32,10 @@ def small(name: str):
 
 
 # Cases that differ in size only are represented by one.
-SAME = ("controlled-2", "controlled-1024", "controlled-4", "lorenz-1000")
-NAMES = [name for name in CASES if not name.startswith(SAME)]
+SIZES = ("controlled-2", "controlled-1", "controlled-4", "lorenz-1000", "lorenz-8", "neural-ode-1-", "autoencode-")
+SIZES += ("spiral-4", "spiral-5", "spiral-6")
+SAME = [name for name in CASES if name.startswith(SIZES) and name != "controlled-128x16"]
+NAMES = [name for name in CASES if name not in SAME]
 
 SLOW_DIFFRAX = pytest.param("diffrax", marks=pytest.mark.slow)  # compiles
 

@@ -1,9 +1,10 @@
-"""The whole training step of an AutoencODE on 8x8 images, as ``fastode train`` takes it for the digits."""
+"""The whole training step of an AutoencODE, as ``fastode train`` takes it for the digits and for CIFAR-10."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,11 +55,11 @@ class ModelProblem(Problem):
         return nn.functional.binary_cross_entropy_with_logits(self.logits(solve), self.y0)
 
 
-def _autoencode(case: Case) -> Problem:
+def _autoencode(case: Case, channels: int = 1, size: int = 8, width: int = 16) -> Problem:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoencODE(1, 8, code_size=case.width)
-    images = torch.rand(case.batch, 1, 8, 8, generator=generator(1))
+        model = AutoencODE(channels, size, code_size=case.width, width=width)
+    images = torch.rand(case.batch, channels, size, size, generator=generator(1))
     return ModelProblem(case, model.field, images, case.times(), model=model, learning_rate=6e-3)
 
 
@@ -73,4 +74,14 @@ AUTOENCODE = Case(
     atol=1e-3,
     modes=(FORWARD, GRADIENT, TRAIN),
     train_steps=10,
+)
+
+AUTOENCODE_CIFAR = replace(
+    AUTOENCODE,
+    name="autoencode-cifar10",
+    about="AutoencODE on 512 random images of 3x32x32, networks included; train: 10 whole training steps",
+    make=partial(_autoencode, channels=3, size=32, width=32),
+    batch=512,
+    width=64,
+    group="gpu",
 )

@@ -37,6 +37,7 @@ class Case:
         modes: ``forward``: the states at t[1:]; ``gradient``: that, and the gradient of the sum of their squares to the
             initial state, the controls and the weights; ``train``: ``train_steps`` steps of Adam.
         train_steps: see modes.
+        group: "gpu" for sizes that keep a GPU busy; `fastode bench` runs these only when they are named.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Case:
     atol: float = 1e-6
     modes: tuple[str, ...] = (FORWARD, GRADIENT)
     train_steps: int = 0
+    group: str = ""
 
     def problem(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
         """The tensors of the case; in every dtype those of float32, so that all solve the same problem."""

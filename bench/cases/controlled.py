@@ -36,8 +36,19 @@ def _controlled(case: Case) -> Problem:
 
 
 CONTROLLED = [
-    Case(f"controlled-{batch}x{width}", "tanh(W_i y + b_i), per-sample W_i and b_i", _controlled, batch, width)
-    for batch, width in [(128, 16), (256, 32), (1024, 64), (4096, 8)]
+    Case(
+        f"controlled-{batch}x{width}",
+        "tanh(W_i y + b_i), per-sample W_i and b_i",
+        _controlled,
+        batch,
+        width,
+        group=group,
+    )
+    for group, sizes in {
+        "": [(128, 16), (256, 32), (1024, 64), (4096, 8)],
+        "gpu": [*((1024, d) for d in (16, 32)), *((batch, d) for batch in (4096, 16384) for d in (16, 32, 64))],
+    }.items()
+    for batch, width in sizes
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,17 +48,18 @@ def _small(case: Case) -> Problem:
 
 NEURAL_ODE = [
     Case(
-        f"neural-ode-{outputs}",
+        f"neural-ode-{outputs}" if batch == 64 else f"neural-ode-{outputs}-{batch}",
         f"diffrax's small neural ODE, 4-32-4, {outputs} output time{'s' if outputs > 1 else ''}",
         _small,
-        batch=64,
+        batch=batch,
         width=4,
         span=(0.0, 100.0),
         n_times=max(outputs, 2),
         rtol=1e-6,
         atol=1e-6,
+        group=group,
     )
-    for outputs in (1, 100)
+    for outputs, batch, group in [(1, 64, ""), (100, 64, ""), (1, 512, "gpu"), (1, 4096, "gpu")]
 ]
 
 
@@ -98,6 +100,7 @@ def _true_spiral(y0: Tensor, t: Tensor, substeps: int = 20) -> Tensor:
 
 def _spiral(case: Case) -> Problem:
     y0 = torch.tensor([[2.0, 0.0]]).repeat(case.batch, 1)
+    y0[1:] = randn(case.batch, 2, seed=8)[1:]  # the first is the one of the tutorials
     t = case.times()
     return Problem(
         case,
@@ -123,3 +126,17 @@ SPIRAL = Case(
     modes=(FORWARD, GRADIENT, TRAIN),
     train_steps=500,
 )
+SPIRALS = [
+    replace(
+        SPIRAL,
+        name=f"spiral-{batch}",
+        about="2-50-2 on y^3, 30 output times",
+        batch=batch,
+        rtol=1e-5,
+        atol=1e-6,
+        modes=(FORWARD, GRADIENT),
+        train_steps=0,
+        group="gpu",
+    )
+    for batch in (64, 512, 4096)
+]

@@ -29,8 +29,9 @@ def _lorenz(case: Case) -> Problem:
 
 
 LORENZ = [
-    Case(f"lorenz-{batch}", "Lorenz' system, rho from 0 to 21 over the batch", _lorenz, batch, 3)
-    for batch in (10**2, 10**3, 10**4, 10**5, 10**6)
+    Case(f"lorenz-{batch}", "Lorenz' system, rho from 0 to 21 over the batch", _lorenz, batch, 3, group=group)
+    for group, sizes in {"": (10**2, 10**3, 10**4, 10**5, 10**6), "gpu": (8192,)}.items()
+    for batch in sizes
 ]
 
 
@@ -46,13 +47,21 @@ def _jax_van_der_pol(t: Any, y: Any, mu: Any, weights: Any) -> Any:
     return jnp.stack([v, mu[0] * (1.0 - x * x) * v - x])
 
 
-def _one_stiff(case: Case) -> Problem:
+def _van_der_pol(case: Case, stiff: bool = False) -> Problem:
     mu = torch.linspace(0.5, 2.0, case.batch)[:, None].clone()
-    mu[case.batch // 2] = 30.0
+    if stiff:
+        mu[case.batch // 2] = 30.0
     y0 = torch.tensor([2.0, 0.0]).repeat(case.batch, 1)
     return Problem(case, _van_der_pol_field, y0, case.times(), mu, jax_field=_jax_van_der_pol, flops=5)
 
 
+def _one_stiff(case: Case) -> Problem:
+    return _van_der_pol(case, stiff=True)
+
+
 ONE_STIFF = Case(
     "one-stiff-in-256", "Van der Pol, one with mu = 30, the others from 0.5 to 2", _one_stiff, 256, 2, span=(0.0, 6.0)
+)
+VAN_DER_POL = Case(
+    "van-der-pol-1048576", "Van der Pol, mu from 0.5 to 2", _van_der_pol, 2**20, 2, span=(0.0, 6.0), group="gpu"
 )

@@ -32,7 +32,15 @@ class Diffrax:
         if problem.jax_field is None or type(problem) is not Problem:
             raise DoesNotApply("there is no jax version of this model")
         jax.config.update("jax_enable_x64", problem.dtype == torch.float64)
-        device = jax.devices("gpu" if problem.device.type == "cuda" else "cpu")[0]
+        if problem.device.type == "cuda":
+            # As torch by default: no products in tf32. On a CPU this changes nothing.
+            jax.config.update("jax_default_matmul_precision", "float32")
+            try:
+                device = jax.devices("gpu")[0]
+            except RuntimeError as reason:
+                raise DoesNotApply(f"jax sees no GPU: {str(reason).splitlines()[0]}") from reason
+        else:
+            device = jax.devices("cpu")[0]
         give = lambda tensor: jax.device_put(tensor.detach().cpu().numpy(), device)  # noqa: E731
         y0, t = tree_map(give, problem.y0), give(problem.t)
         controls = None if problem.controls is None else tree_map(give, problem.controls)

@@ -24,7 +24,7 @@ class Fastode(TorchLibrary):
         self.name = "fastode" if backend == "auto" else f"fastode {backend}"
 
     def solver(self, problem: Problem, mode: str) -> Solve:
-        return OurSolve(self.backend)
+        return OurSolve(self.backend, times=problem.t.tolist() if problem.device.type == "cuda" else None)
 
     def work(self, problem: Problem, mode: str, solve: Solve) -> Work:
         stats = getattr(solve, "stats", None)
@@ -41,10 +41,23 @@ class Fastode(TorchLibrary):
 
 
 class OurSolve:
-    """Solves and keeps the statistics of the last solve."""
+    """Solves and keeps the statistics of the last solve.
 
-    def __init__(self, backend: str, method: str = "dopri5", rtol: float | None = None, atol: float | None = None):
-        self.backend, self.method, self.rtol, self.atol = backend, method, rtol, atol
+    Args:
+        backend, method: of ``fastode.solve``.
+        rtol, atol: None takes those of the case.
+        times: the output times as numbers, for a GPU: the host then checks them without asking the device.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        method: str = "dopri5",
+        rtol: float | None = None,
+        atol: float | None = None,
+        times: list[float] | None = None,
+    ) -> None:
+        self.backend, self.method, self.rtol, self.atol, self.times = backend, method, rtol, atol, times
         self.stats: fastode.Stats | None = None
 
     def __call__(self, problem: Problem, y0: Any, controls: Any) -> Any:
@@ -52,7 +65,7 @@ class OurSolve:
         solution = fastode.solve(
             problem.field,
             y0,
-            problem.t,
+            problem.t if self.times is None else self.times,
             controls=controls,
             method=self.method,
             rtol=case.rtol if self.rtol is None else self.rtol,
