@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,11 @@ from fastode.dropin import batched, programs, torch_engine
 from fastode.dropin.adjoint_norms import adjoint_norm
 from fastode.dropin.arguments import Arguments, check, flat_tolerance, is_several
 from fastode.dropin.functions import ADJOINT_CALLBACKS, CALLBACKS, flatten
-from fastode.dropin.odeint import run
+from fastode.dropin.graph import pull
+from fastode.dropin.odeint import by_program, run
+from fastode.externals import depend_on_each_other
 from fastode.hostflags import differentiation_hidden
+from fastode.vjp import Substitute
 
 GRADIENTS = ("exact", "adjoint")
 
@@ -105,6 +109,9 @@ def odeint_adjoint(
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in sources):
         with torch.no_grad():
             return run(args)
+    tied = depend_on_each_other(list(wanted))
+    if tied and gradient == "exact":
+        return run(args)  # in a graph of its own a parameter that comes from another would count twice
     settings = dict(adjoint_options)
     settings["norm"] = adjoint_norm(settings.get("norm"), args)
     job = _Job(
@@ -170,9 +177,8 @@ class _Job:
             with torch.no_grad():
                 self._take(run(args))
             return
-        # The graph is made of aliases of the inputs: derivatives of any order reach those through them.
-        parts = [part.view_as(part) if part.requires_grad else part for part in args.parts]
-        t = args.t.view_as(args.t) if args.t.requires_grad else args.t
+        parts = [part.detach().requires_grad_(part.requires_grad) for part in args.parts]
+        t = args.t.detach().requires_grad_(args.t.requires_grad)
         solution = _solve_recorded(args.replace(y0=parts[0] if args.shapes is None else tuple(parts), t=t))
         if solution is None:
             self.solve(exact=False)
@@ -192,28 +198,12 @@ class _Job:
         solution = outputs[0] if self.args.shapes is None else outputs
         return solution if self.event_t is None else (self.event_t.detach(), solution)
 
-    def exact_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Gradients by the inputs, through the graph of the steps."""
+    def exact_gradients(self, sources: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients by y0, t and the parameters, through the graph of the steps."""
         assert self.inner is not None
-        inputs, outputs = self.inner
-        pairs = [(x, g) for x, g in zip(outputs, grads, strict=True) if x.requires_grad and g is not None]
-        wanted = [x for x in inputs if x.requires_grad]
-        found: Any = (None,) * len(wanted)
-        if pairs:
-            found = torch.autograd.grad(
-                [x for x, _ in pairs],
-                wanted,
-                [g for _, g in pairs],
-                retain_graph=True,
-                create_graph=torch.is_grad_enabled(),
-                allow_unused=True,
-            )
-        each = iter(found)
-        grads_or_none = [next(each) if x.requires_grad else None for x in inputs]
-        return [
-            torch.zeros_like(x) if g is None and x.requires_grad else g
-            for x, g in zip(inputs, grads_or_none, strict=True)
-        ]
+        leaves, values = self.inner
+        found = pull(values, leaves, sources, grads)
+        return [torch.zeros_like(x) if g is None and x.requires_grad else g for x, g in zip(leaves, found, strict=True)]
 
 
 class _OdeintAdjoint(torch.autograd.Function):
@@ -232,7 +222,7 @@ class _OdeintAdjoint(torch.autograd.Function):
         outputs, inputs = saved[: len(grads)], saved[len(grads) :]
         if job.inner is not None and ctx.adjoint_options["norm"] is ctx.norm:
             try:
-                return None, *job.exact_gradients(grads)
+                return None, *job.exact_gradients(inputs, grads)
             except NotRepeatable:
                 warnings.warn(
                     "the function gives other values when it is called again (dropout?), so that its gradient is taken "
@@ -247,19 +237,14 @@ class _OdeintAdjoint(torch.autograd.Function):
 
 def _solve_recorded(args: Arguments) -> Any:
     """The solve with a graph that keeps a state per step; None where there is no such."""
-    if args.event_fn is None and programs.can_run(args):
-        solution = run_programs(args)
-        return batched.whole_state(args) if solution is None else solution
-    small = args.event_fn is not None or not programs.is_adaptive(args.solver_class)
-    return run(args) if small or not _whole_state_options(args) else None
-
-
-def run_programs(args: Arguments) -> Any:
-    """The solve by a program, or None."""
-    if args.step_control == "per_sample":
-        return batched.per_sample(args)
-    found = programs.per_sample(args) if args.step_control == "auto" else None
-    return programs.whole_state(args) if found is None else found
+    if args.event_fn is not None or args.step_control == "per_sample":
+        return run(args)
+    found = by_program(args)
+    if found is None and programs.can_run(args) and args.step_control == "auto":
+        found = batched.whole_state(args)
+    if found is not None or (programs.is_adaptive(args.solver_class) and _whole_state_options(args)):
+        return found
+    return run(args)
 
 
 def _whole_state_options(args: Arguments) -> bool:
@@ -279,6 +264,10 @@ def adjoint_gradients(job: _Job, outputs: Sequence[Tensor], grads: Sequence[Tens
         grads: their gradients.
     """
     args, params = job.args, job.params
+    stand_ins: dict[int, Tensor] = {}
+    if depend_on_each_other(list(params)):
+        stand_ins = {id(p): p.detach().requires_grad_() for p in params}
+        params = tuple(stand_ins[id(p)] for p in params)
     func, t_needs_grad = args.solver_function(), args.t.requires_grad
     t = args.solver_times().detach()
     if job.event_t is not None:
@@ -294,7 +283,8 @@ def adjoint_gradients(job: _Job, outputs: Sequence[Tensor], grads: Sequence[Tens
         with torch.enable_grad():
             time = time.detach().requires_grad_(t_needs_grad)
             y = y.detach().to(dtype).requires_grad_()
-            value = func(time, y)
+            with Substitute(stand_ins) if stand_ins else nullcontext():
+                value = func(time, y)
             sources = ((time,) if t_needs_grad else ()) + (y, *params)
             found: Any = (None,) * len(sources)
             if value.requires_grad:

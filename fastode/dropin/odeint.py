@@ -67,9 +67,17 @@ def run(args: Arguments) -> Any:
         return batched.per_sample(args)
     if differentiation_hidden():
         return batched.under_transforms(args) if batched.can_run(args) else torch_engine.integrate(args)
-    if programs.can_run(args):
-        for read in (programs.per_sample, programs.whole_state) if control == "auto" else (programs.whole_state,):
-            solution = read(args)
-            if solution is not None:
-                return solution
-    return torch_engine.integrate(args)
+    solution = by_program(args)
+    return torch_engine.integrate(args) if solution is None else solution
+
+
+def by_program(args: Arguments) -> Any:
+    """The result of ``odeint`` from a backend that executes programs, or None if there is none that can.
+
+    With ``step_control="batch"`` only of fixed steps: kernels may shrink the step after one that was accepted, which
+    torchdiffeq does not.
+    """
+    if not programs.can_run(args) or (args.step_control == "batch" and programs.is_adaptive(args.solver_class)):
+        return None
+    found = programs.per_sample(args)
+    return programs.whole_state(args) if found is None else found

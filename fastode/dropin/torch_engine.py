@@ -11,6 +11,9 @@ from fastode.dropin.arguments import Arguments
 
 def integrate(args: Arguments) -> Any:
     """The states (T, *state), in the form of y0."""
+    flat = args.flat_state()
+    if flat.numel() == 0:
+        return args.restore(flat.expand(args.t.shape[0], *flat.shape).clone())
     return args.restore(args.solver().integrate(args.solver_times()))
 
 

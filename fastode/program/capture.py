@@ -93,6 +93,8 @@ class Refusal:
     reason: str
     where: str | None
     held: tuple[Any, ...] = ()
+    lasting: bool = False
+    """Whether the field is refused from now on, whatever becomes of its attributes: it changes them by itself."""
 
     def __str__(self) -> str:
         return self.reason if self.where is None else f"{self.reason}, at {self.where}"
@@ -168,7 +170,9 @@ def capture_field(
         while len(_captures) > _KEPT:
             _captures.popitem(last=False)
     if home is not None:
-        _keep(home, name, shapes, lambda: Guard(description), found, tuple(description.tensors))
+        lasting = isinstance(found, Refusal) and found.lasting
+        watched = None if lasting else description
+        _keep(home, name, shapes, lambda: Guard(watched), found, () if lasting else tuple(description.tensors))
     return found, description.tensors
 
 
@@ -238,7 +242,8 @@ def _capture(
         graph, stand_ins = _record(field, description, times, y0, controls)
         after = difference(description, describe(field.field))
         if after is not None:
-            raise NotAProgram(f"calling the field changes {after.removeprefix('field').lstrip('., ') or 'itself'}")
+            what = after.removeprefix("field").lstrip("., ") or "itself"
+            return Refusal(f"calling the field changes {what}", None, held, lasting=True)
         return _build(field, description, graph, stand_ins, times, y0, controls)
     except Written as refusal:
         memory = refusal.tensor.untyped_storage()._cdata
