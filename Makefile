@@ -17,7 +17,7 @@ SOURCES := pyproject.toml setup.py $(wildcard build_support/*.py) $(shell find c
 CXX_FILES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test bench lint format info clean FORCE
+.PHONY: help train test bench gpu lint format info clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -25,6 +25,7 @@ help:
 	@echo "make train    train an AutoencODE on real images       ARGS=\"--help\" lists the options"
 	@echo "make test     run the tests                            ARGS are given to pytest"
 	@echo "make bench    run the benchmarks                       ARGS are given to pytest"
+	@echo "make gpu      check and measure on an NVIDIA GPU       under ten minutes; ARGS=\"--quick\" takes two"
 	@echo "make info     what is installed, what can run here"
 	@echo "make lint     ruff, mypy and clang-format, changing nothing"
 	@echo "make format   let ruff and clang-format rewrite the sources"
@@ -46,6 +47,9 @@ test: $(TEST)
 
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m pytest bench $(ARGS)
+
+gpu: $(VENV)/.ready-bench
+	$(BIN)/python -m bench.gpu --out runs/gpu $(ARGS)
 
 info: $(TRAIN)
 	@$(BIN)/fastode info

@@ -102,7 +102,7 @@ def main(
         if threads is not None:
             _use_threads(threads)
         where = _device(device)
-        settings = Settings(rounds, budget, limit, memory=memory, device=where)
+        settings = Settings(rounds, budget, limit, memory=memory, activity=where.type == "cuda", device=where)
         if double:
             settings = replace(settings, dtype=torch.float64)
         if quick:

@@ -216,7 +216,8 @@ def _look_inside(entrant: Contestant, settings: Settings) -> None:
             if settings.memory and entrant.first <= max(settings.budget, LONG):
                 entrant.peak = peak_bytes(entrant.run.call, settings.device, entrant.in_torch)
             if settings.activity and entrant.seconds and min(entrant.seconds) < TRACED:
-                entrant.activity = profile(entrant.run.call, settings.device)
+                with contextlib.suppress(Exception):  # of the profiler's; times are not to be lost with it
+                    entrant.activity = profile(entrant.run.call, settings.device)
     except Exception as reason:
         entrant.fail(reason)
 

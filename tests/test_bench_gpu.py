@@ -334,7 +334,10 @@ def a_run(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("how", ["crashes", "hangs"])
+HOW = {"crashes": "crashed: signal SIGSEGV", "hangs": "too long", "raises": "raised: ValueError: no such luck"}
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_a_case_goes_on_without_the_library_that_broke_it(how, a_run, monkeypatch):
     def changed(name, call, arguments, limit, turn=0.0):
         return Task(name, "tests.gpu_tasks:contest", {**arguments, "how": how}, 3.0, turn)
@@ -347,7 +350,7 @@ def test_a_case_goes_on_without_the_library_that_broke_it(how, a_run, monkeypatc
     }
     bad = [r for r in a_run.rows if r["failed"]]
     assert [(r["mode"], r["library"]) for r in bad] == [("forward", "bad"), ("gradient", "bad")]
-    assert all(("crashed: signal SIGSEGV" if how == "crashes" else "too long") in r["failed"] for r in bad)
+    assert all(HOW[how] in r["failed"] for r in bad)
     _, rows = report.read(a_run.out / "bench.csv")
     assert len(rows) == 6
 

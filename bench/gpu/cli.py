@@ -30,7 +30,8 @@ ENOUGH = 6
 """Crashes and hangs of a backend after which its other checks are left out: each costs a process."""
 ATTEMPTS = 4
 """How often a case is begun anew without the library that brought the process down."""
-SETTINGS = {"rounds": 7, "budget": 1.0, "limit": 12.0}
+SETTINGS = {"rounds": 7, "budget": 1.0, "limit": 30.0}
+"""The limit is for a first run, too, which may compile."""
 NOT_HERE = {"fastode cpu", "fastode reference", "scipy RK45"}
 UNKNOWN = "there is no such backend in this version"
 
@@ -119,7 +120,7 @@ class Run:
 
     def _check(self, lists: list[list[Check]], others: list[Task], stage: str) -> None:
         mixed = [check for check in chain(*zip_longest(*lists)) if check is not None]
-        tasks = [Task(check.name, "bench.gpu.checks:run", asdict(check), 45.0) for check in mixed]
+        tasks = [Task(check.name, "bench.gpu.checks:run", asdict(check), 75.0) for check in mixed]
         # Slow ones early enough to be done, but not all at once.
         first, second = others[: len(others) // 2 + 1], others[len(others) // 2 + 1 :]
         tasks = [*first, *tasks[:30], *second, *tasks[30:]]
@@ -252,6 +253,8 @@ def _results(outcome: Outcome) -> list[dict[str, Any]]:
     kinds = {"raised": "error", "no time left": "skipped", "left out": "skipped"}
     about = {"kind": outcome.task.name, "backend": "", **outcome.task.arguments}
     reason = outcome.reason or outcome.kind
+    if isinstance(outcome.value, dict) and outcome.value.get("reason"):  # it was told before the device was looked at
+        reason = f"{outcome.value['reason']}; {reason}"
     return [{**about, "outcome": kinds.get(outcome.kind, outcome.kind), "reason": reason, "seconds": outcome.seconds}]
 
 

@@ -9,7 +9,7 @@ import torch
 
 from bench.cases import CASES, FORWARD, GRADIENT, Case
 from bench.cases.autoencode import ModelProblem
-from bench.gpu.worker import Link
+from bench.gpu.worker import Link, device_error
 from bench.libraries import OURS
 from bench.machine import Machine
 from bench.measure import Contest, Settings
@@ -52,6 +52,9 @@ def run(
         names = [name for name in libraries if [mode, name] not in without]
 
         def notify(name: str, mode: str = mode) -> None:
+            broken = device_error()  # by the one before, to which the last event belongs
+            if broken:
+                raise RuntimeError(f"CUDA is in error: {broken}")
             link.send(event="at", mode=mode, library=name)
 
         contest = Contest(problem, mode, names, settings, notify)

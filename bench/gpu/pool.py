@@ -157,7 +157,10 @@ class Child:
             self._process.wait(0.2)  # one that is about to end by itself tells how
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        code = self._process.wait()
+        try:
+            code: int | None = self._process.wait(10)
+        except subprocess.TimeoutExpired:  # the driver holds on to it; there is no time to wait
+            code = None
         os.close(self._read)
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
@@ -166,7 +169,9 @@ class Child:
         self._log.seek(max(0, size - 1500))
         text = self._log.read().decode(errors="replace").strip()
         self._log.close()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = "it does not end" if code is None else f"exit code {code}"
+        if code is not None and code < 0:
+            how = f"signal {signal.Signals(-code).name}"
         return f"{how}: {text}" if text else how
 
 
