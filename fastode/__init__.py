@@ -11,6 +11,7 @@ from fastode.dropin.dense import odeint_dense
 from fastode.dropin.event import odeint_event
 from fastode.dropin.failure import OdeintError
 from fastode.dropin.odeint import odeint
+from fastode.events import Event, Events, Occurrences
 from fastode.solution import DenseOutput, Solution, Stats
 from fastode.solve import solve
 from fastode.status import SolveError, Status
@@ -21,8 +22,11 @@ __all__ = [
     "CapturedField",
     "Checkpoint",
     "DenseOutput",
+    "Event",
+    "Events",
     "Explanation",
     "IController",
+    "Occurrences",
     "OdeintError",
     "PIController",
     "PIDController",

@@ -39,7 +39,7 @@ _SETTINGS = (
 
 def solve(field: Any, y0: Any, t: Any, **options: Any) -> Solution:
     """``fastode.solve`` while torch compiles the code around it; the same arguments."""
-    if not isinstance(field, CapturedField) or not _fits(options):
+    if not isinstance(field, CapturedField) or options["events"] is not None or not _fits(options):
         return _solve_outside(field, y0, t, **options)
     gradient = options["gradient"]
     policy = gradient if isinstance(gradient, Checkpoint) else Checkpoint()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from fastode.hostflags import host_any
 from fastode.interpolant import basis
 from fastode.tree import StateSpec, tree_map
+
+if TYPE_CHECKING:
+    from fastode.events.result import Events
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,10 @@ class Solution:
     Attributes:
         t: the output times as they were given, (T,) or (T, B).
         ys: the states, (T, B, *state), a tree like y0.
-        status: (B,) int64, members of ``fastode.Status``.
+        status: (B,) int64, members of ``fastode.Status``: SUCCESS, EVENT where an event ended the sample, or a failure.
         stats: work per sample.
         dense: the solution between output times, where ``dense=True`` was asked for.
+        events: what happened at the events, where some were given.
     """
 
     t: Tensor
@@ -96,6 +100,7 @@ class Solution:
     stats: Stats
     spec: StateSpec
     dense: DenseOutput | None = None
+    events: Events | None = None
 
     def interpolate(self, t: Any) -> Any:
         """The states at any times inside the interval of the solve, differentiable in whatever ys is.

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fastode.adjoint import adjoint_solve
-from fastode.autograd import checkpoint_solve
 from fastode.backends.base import Forward
-from fastode.backends.choose import choose
-from fastode.backprop import backprop_solve
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import PIDController
-from fastode.fused import program_solve
+from fastode.events.chain import solve_events
+from fastode.events.event import Event, FlatEvents, check_events
+from fastode.execute import Gradient, check_gradient, execute
 from fastode.hostflags import differentiation_hidden, transforms_active
-from fastode.problem import make_problem
+from fastode.problem import Inputs, Plan, make_problem
 from fastode.solution import Solution
-from fastode.status import SolveError
+from fastode.status import SolveError, Status
 from fastode.tableaus import Tableau
-
-Gradient = Literal["checkpoint", "backprop", "adjoint"]
 
 
 def solve(
@@ -42,6 +38,7 @@ def solve(
     max_steps: int = 100_000,
     dense: bool = False,
     on_failure: Literal["raise", "nan"] = "raise",
+    events: Event | Sequence[Event] | None = None,
 ) -> Solution:
     """Solves dy/dt = field(t, y[, controls]) for every sample of a batch with its own steps.
 
@@ -80,6 +77,8 @@ def solve(
         dense: keep the polynomial of every step for ``Solution.interpolate``.
         on_failure: ``"raise"`` raises ``SolveError`` if a sample fails; ``"nan"`` returns NaN for that sample after the
             last time it reached, with zero gradient from the whole sample, and leaves the others untouched.
+        events: functions of time and state at whose changes of sign a sample ends, is recorded or goes on from another
+            state; ``Solution.events`` tells where. Outputs after the end of a sample are NaN and have no gradient.
 
     Returns:
         ``Solution``.
@@ -102,6 +101,7 @@ def solve(
         "max_steps": max_steps,
         "dense": dense,
         "on_failure": on_failure,
+        "events": events,
     }
     if torch.compiler.is_compiling():
         from fastode import compiled  # loads torch's compiler
@@ -126,37 +126,50 @@ def solve_now(
     max_steps: int,
     dense: bool,
     on_failure: str,
+    events: Any = None,
 ) -> Solution:
     """``solve`` outside of compilation."""
     if on_failure not in ("raise", "nan"):
         raise ValueError(f"on_failure must be 'raise' or 'nan', got {on_failure!r}")
-    policy = Checkpoint() if gradient == "checkpoint" else gradient if isinstance(gradient, Checkpoint) else None
-    if policy is None and gradient not in ("backprop", "adjoint"):
-        raise ValueError(f"gradient must be 'checkpoint', a Checkpoint, 'backprop' or 'adjoint', got {gradient!r}")
+    check_gradient(gradient, backend)
     plan, inputs = make_problem(field, y0, t, controls, method, rtol, atol, step_size, controller, max_steps, dense)
-    if gradient == "backprop":
-        if backend not in ("auto", "reference"):
-            raise RuntimeError(f"gradient='backprop' runs on backend 'reference', not on {backend!r}")
-        ys, coefs, result = backprop_solve(plan, inputs)
-    elif policy is not None:
-        _forbid_transforms("checkpoint")
-        choice = choose(backend, plan, inputs)
-        if choice.fields is not None:
-            ys, coefs, result = checkpoint_solve(choice.fields, plan, inputs, policy)
-        else:
-            assert choice.programs is not None
-            assert choice.capture is not None
-            ys, coefs, result = program_solve(choice.programs, plan, inputs, choice.capture, choice.tensors, policy)
-    else:
-        _forbid_transforms("adjoint")
-        fields = choose(backend, plan, inputs, programs=False).fields
-        assert fields is not None
-        ys, coefs, result = adjoint_solve(fields, plan, inputs)
+    if events is not None:
+        return _with_events(plan, inputs, t, check_events(events), gradient, backend, on_failure)
+    ys, coefs, result = execute(plan, inputs, gradient, backend)
     if on_failure == "raise" and result.failed:
         if transforms_active():
             raise RuntimeError("samples failed, and torch.func hides which; on_failure='nan' and Solution.status tell")
         raise SolveError(result.status, result.reached)
     return _solution(t, ys, coefs, result, plan.field.state)
+
+
+def _with_events(
+    plan: Plan,
+    inputs: Inputs,
+    t: Any,
+    events: tuple[Event, ...],
+    gradient: Gradient | Checkpoint,
+    backend: str,
+    on_failure: str,
+) -> Solution:
+    if differentiation_hidden():
+        raise RuntimeError("events do not run under torch.func transforms or forward-mode differentiation")
+    spec = plan.field.state
+    solved = solve_events(
+        plan,
+        inputs,
+        FlatEvents(events, plan.field, inputs.controls),
+        lambda plan, inputs: execute(plan, inputs, gradient, backend),
+        lambda plan, inputs: execute(plan, inputs, "checkpoint", backend),
+        any_order=gradient == "backprop",
+        dtype=t.dtype if isinstance(t, Tensor) and t.is_floating_point() else torch.float64,
+    )
+    status = torch.where(solved.status == Status.EVENT, int(Status.SUCCESS), solved.status)
+    if on_failure == "raise" and bool(status.any()):
+        raise SolveError(status, solved.reached)
+    given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device=solved.ys.device)
+    ys = spec.unflatten(solved.ys.to(spec.dtype))
+    return Solution(given.to(solved.ys.device), ys, solved.status, solved.stats, spec, solved.dense, solved.events)
 
 
 def _solution(t: Any, ys: Tensor, coefs: Tensor | None, result: Forward, spec: Any) -> Solution:
@@ -165,11 +178,3 @@ def _solution(t: Any, ys: Tensor, coefs: Tensor | None, result: Forward, spec: A
     given = given if given.device == ys.device else given.to(ys.device)
     ys = ys if ys.dtype is spec.dtype else ys.to(spec.dtype)
     return Solution(given, spec.unflatten(ys), result.status, result.stats, spec, dense)
-
-
-def _forbid_transforms(gradient: str) -> None:
-    if differentiation_hidden():
-        raise RuntimeError(
-            f"gradient={gradient!r} does not run under torch.func transforms or forward-mode differentiation; use "
-            "gradient='backprop'"
-        )

@@ -20,6 +20,10 @@ class Status(IntEnum):
     """The state or the field became infinite or NaN, and no smaller step avoided it."""
     NO_CONVERGENCE = 4
     """The equations of an implicit method's stages could not be solved, and no smaller step avoided it."""
+    EVENT = 5
+    """An event ended the sample (``solve(..., events=...)``): no failure."""
+    TOO_MANY_EVENTS = 6
+    """Events followed each other without time passing, as those of a ball that has come to rest."""
 
 
 RUNNING = -1

@@ -1,0 +1,169 @@
+"""Times and states at events, with their derivatives by the implicit function theorem.
+
+The event function g of a sample, along its solution y(t), has a root at t*: g(t*, y(t*)) = 0. With the state y at a
+constant time near the root, and everything that g and y depend on,
+
+    t* = t - g / g',    y(t*) = y + (t* - t) f(t, y),    g' = dg/dt + dg/dy f(t, y)
+
+has the right first derivatives: dt* = -dg / g', dy* = dy + f dt* (Chen, Amos, Nickel, "Learning neural event functions
+for ordinary differential equations", 2021). As values, these are one Newton step from the root that the search found on
+its polynomials to that of the solution itself, from which the search may differ by as much as the tolerances allow;
+the step is taken where it makes g smaller. Where g' = 0, at a root that the solution only touches, the time of the
+event has no derivative and counts as constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastode.autograd import once_only
+from fastode.events.event import FlatEvents
+from fastode.reference import rk_step
+from fastode.tableaus import get_tableau
+
+_SHIFT = get_tableau("rk4")
+_NEWTON_STEPS = 3
+"""Each doubles the number of derivatives that are exact, 1, 3, 7; ``_SHIFT`` carries states exactly to the fourth."""
+_NOISE = 8
+"""Roundings of the state within which an event function counts as zero after an event."""
+
+
+class _AtEvent(torch.autograd.Function):
+    """(t*, y*) from (y, g): see above; ``delta`` is t* - t as a value, ``inverse`` is 1 / g', 0 where there is none."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, t: Tensor, delta: Tensor, inverse: Tensor, slope: Tensor, y: Tensor, g: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(inverse, slope)
+        ctx.sources = (y, g)
+        return t + delta, y + delta.to(y.dtype)[:, None] * slope
+
+    @staticmethod
+    @once_only("checkpoint")
+    def backward(ctx: Any, grad_t: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        inverse, slope = ctx.saved_tensors
+        products = torch.where(grad_y != 0, grad_y * slope, 0.0)
+        total = grad_t + products.double().sum(1)
+        return None, None, None, None, grad_y, torch.where(inverse != 0, -total * inverse, 0.0)
+
+
+def rates(
+    events: FlatEvents, e: int, t: Tensor, y: Tensor, controls: Sequence[Tensor], slope: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values g, derivatives g' along the flow and magnitudes sum |dg/dy| |y| + |dg/dt| |t| of event e, each (n,).
+
+    Args:
+        events: the functions.
+        e: which.
+        t: (n,) float64.
+        y: (n, D).
+        controls: leaves (n, ...).
+        slope: (n, D), the field there.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        time = t.detach().clone().requires_grad_()
+        state = y.detach().clone().requires_grad_()
+        g = events.value(e, time, state, [c.detach().clone() if c.is_inference() else c.detach() for c in controls])
+        by_t = by_y = None
+        if g.requires_grad:
+            by_t, by_y = torch.autograd.grad(g.sum(), (time, state), allow_unused=True)
+    rate, size = torch.zeros_like(t), torch.zeros_like(t)
+    if by_t is not None:
+        rate, size = rate + by_t, size + by_t.abs() * t.detach().abs()
+    if by_y is not None:
+        change = torch.where(by_y != 0, by_y * slope, 0.0)
+        rate, size = rate + change.double().sum(1), size + (by_y * y.detach()).abs().double().sum(1)
+    return g.detach(), rate, size
+
+
+def locate(
+    events: FlatEvents, e: int, t: Tensor, y: Tensor, controls: Sequence[Tensor], slope: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Event e of n samples near t, once differentiable.
+
+    Args:
+        events: the functions.
+        e: which.
+        t: (n,) float64, without graph.
+        y: (n, D), the states there, with their graph.
+        controls: leaves (n, ...), with their graph.
+        slope: (n, D), the field there, without graph.
+
+    Returns:
+        Time (n,) float64 and state (n, D) of the event, with their graph, and |g| there (n,).
+    """
+    value, rate, _ = rates(events, e, t, y, controls, slope)
+    usable = torch.isfinite(rate) & (rate != 0)
+    inverse = torch.where(usable, 1 / torch.where(usable, rate, 1.0), 0.0)
+    delta = torch.where(usable & torch.isfinite(value), -value * inverse, 0.0)
+    with torch.no_grad():
+        moved = y.detach() + delta.to(y.dtype)[:, None] * torch.where(delta[:, None] != 0, slope, 0.0)
+        after = events.value(e, t + delta, moved, controls).abs()
+    better = after < value.abs()
+    delta = torch.where(better, delta, 0.0)
+    residual = torch.where(better, after, value.abs())
+    slope = torch.where(usable[:, None], slope, 0.0)
+    g = events.value(e, t, y, controls) if torch.is_grad_enabled() else value
+    if not (y.requires_grad or g.requires_grad):
+        return t + delta, y + delta.to(y.dtype)[:, None] * slope, residual
+    time, state = _AtEvent.apply(t, delta, inverse, slope, y, g)
+    return time, state, residual
+
+
+def locate_any_order(
+    events: FlatEvents,
+    e: int,
+    t: Tensor,
+    y: Tensor,
+    controls: Sequence[Tensor],
+    field: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as torch operations, differentiable four times: Newton steps along the flow, each with its graph.
+
+    Args:
+        events: the functions.
+        e: which.
+        t: (n,) float64, without graph.
+        y: (n, D), the states there, with their graph.
+        controls: leaves (n, ...), with their graph.
+        field: dy/dt (n, D) at times (n,) and states (n, D), with its graph.
+    """
+    delta, state, start = torch.zeros_like(t), y, field(t, y)
+    residual = torch.full_like(t, torch.inf)
+    create = torch.is_grad_enabled()
+    for _ in range(_NEWTON_STEPS):
+        with torch.enable_grad():
+            time, point = (x if x.requires_grad else x.detach().requires_grad_() for x in (t + delta, state))
+            g = events.value(e, time, point, controls)
+            grads: Sequence[Tensor | None] = (None, None)
+            if g.requires_grad:
+                grads = torch.autograd.grad(g.sum(), (time, point), create_graph=create, allow_unused=True)
+        slope = field(t + delta, state)
+        rate = torch.zeros_like(t) if grads[0] is None else grads[0]
+        if grads[1] is not None:
+            rate = rate + (grads[1] * slope).double().sum(1)
+        usable = torch.isfinite(rate) & (rate != 0) & torch.isfinite(g)
+        change = torch.where(usable, -g / torch.where(usable, rate, 1.0), 0.0)
+        # As a value a step is taken while it helps; its derivatives always are.
+        helps = (g.detach().abs() < residual) | (delta.detach() == 0)
+        residual = torch.minimum(residual, g.detach().abs())
+        delta = delta + torch.where(helps, change, change - change.detach())
+        state, _ = rk_step(_SHIFT, field, t, delta, y, start)
+    return delta + t, state, residual
+
+
+def leaves_root(residual: Tensor, g: Tensor, size: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether values g (n,) after an event are no more than rounding away from zero.
+
+    Args:
+        residual: |g| at the event, before the reset; 0 where the function had no event.
+        g: after the reset.
+        size: magnitude of what g is computed from, see ``rates``.
+        dtype: of the state.
+    """
+    return g.abs() <= _NOISE * (residual + torch.finfo(dtype).eps * size)

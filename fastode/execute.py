@@ -1,0 +1,65 @@
+"""A checked problem solved by the gradient mode and the backend that were asked for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from fastode.adjoint import adjoint_solve
+from fastode.autograd import checkpoint_solve
+from fastode.backends.base import Forward
+from fastode.backends.choose import choose
+from fastode.backprop import backprop_solve
+from fastode.checkpoint import Checkpoint
+from fastode.fused import program_solve
+from fastode.hostflags import differentiation_hidden
+from fastode.problem import Inputs, Plan
+
+Gradient = Literal["checkpoint", "backprop", "adjoint"]
+
+
+def check_gradient(gradient: Gradient | Checkpoint, backend: str) -> None:
+    """Raises where a gradient mode does not exist, or does not go with a backend.
+
+    Raises:
+        ValueError: no such mode.
+        RuntimeError: another backend than the one that the mode runs on.
+    """
+    if not isinstance(gradient, Checkpoint) and gradient not in ("checkpoint", "backprop", "adjoint"):
+        raise ValueError(f"gradient must be 'checkpoint', a Checkpoint, 'backprop' or 'adjoint', got {gradient!r}")
+    if gradient == "backprop" and backend not in ("auto", "reference"):
+        raise RuntimeError(f"gradient='backprop' runs on backend 'reference', not on {backend!r}")
+
+
+def execute(
+    plan: Plan, inputs: Inputs, gradient: Gradient | Checkpoint, backend: str
+) -> tuple[Tensor, Tensor | None, Forward]:
+    """Solves a plan: ys (T, B, D) and the dense coefficients with their graph, and the rest.
+
+    Raises:
+        RuntimeError: the backend cannot run this plan, or a transform is active that the gradient mode does not know.
+    """
+    if gradient == "backprop":
+        return backprop_solve(plan, inputs)
+    if gradient == "adjoint":
+        _forbid_transforms("adjoint")
+        fields = choose(backend, plan, inputs, programs=False).fields
+        assert fields is not None
+        return adjoint_solve(fields, plan, inputs)
+    policy = gradient if isinstance(gradient, Checkpoint) else Checkpoint()
+    _forbid_transforms("checkpoint")
+    choice = choose(backend, plan, inputs)
+    if choice.fields is not None:
+        return checkpoint_solve(choice.fields, plan, inputs, policy)
+    assert choice.programs is not None
+    assert choice.capture is not None
+    return program_solve(choice.programs, plan, inputs, choice.capture, choice.tensors, policy)
+
+
+def _forbid_transforms(gradient: str) -> None:
+    if differentiation_hidden():
+        raise RuntimeError(
+            f"gradient={gradient!r} does not run under torch.func transforms or forward-mode differentiation; use "
+            "gradient='backprop'"
+        )
