@@ -31,6 +31,14 @@ MIN_STEP_ULPS = 16.0
 """No step is shorter than this many units of float64 rounding of the time: the clock must move."""
 
 
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x^exponent of positive numbers, with the same rounding wherever in a tensor a number stands.
+
+    ``torch.pow`` computes what is left over after whole vectors by other code.
+    """
+    return torch.exp(exponent * torch.log(x))
+
+
 @dataclass(frozen=True)
 class PIDController:
     """PID step-size control, applied to every sample by itself.
@@ -124,8 +132,8 @@ class PIDController:
         b1, b2, b3 = self.exponents(error_exponent)
         finite = torch.isfinite(ratio)
         r0, r1, r2 = (r.clamp_min(RATIO_FLOOR) for r in (ratio, previous, before))
-        grow = (self.safety * r0**-b1 * r1**-b2 * r2**-b3).clamp(self.min_factor, self.max_factor)
-        shrink = (self.safety * r0**-error_exponent).clamp(self.min_factor, 1.0)
+        grow = (self.safety * power(r0, -b1) * power(r1, -b2) * power(r2, -b3)).clamp(self.min_factor, self.max_factor)
+        shrink = (self.safety * power(r0, -error_exponent)).clamp(self.min_factor, 1.0)
         return torch.where(finite, torch.where(accepted, grow, shrink), self.min_factor)
 
 

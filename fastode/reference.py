@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS, PIDController
+from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS, PIDController, power
 from fastode.hostflags import host_any, host_flags, may_vary
 from fastode.interpolant import basis
 from fastode.problem import Plan
@@ -137,7 +137,9 @@ def initial_step(
     probe = field(t + direction * h0, y + (direction * h0).to(y.dtype)[:, None] * k1)
     d2 = rms((probe - k1) / scale) / h0
     steepest = torch.maximum(d1, d2)
-    h1 = torch.where(steepest <= 1e-15, (h0 * 1e-3).clamp_min(1e-6), (0.01 / steepest) ** plan.tableau.error_exponent)
+    h1 = torch.where(
+        steepest <= 1e-15, (h0 * 1e-3).clamp_min(1e-6), power(0.01 / steepest, plan.tableau.error_exponent)
+    )
     guess = torch.where(torch.isfinite(h1), torch.minimum(100 * h0, h1), h0)
     return guess
 

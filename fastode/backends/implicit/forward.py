@@ -155,6 +155,8 @@ class Solve:
         self.h = torch.maximum(self.h, self.shortest).clamp_max(controller.max_step)
 
     def _renew_jacobians(self, running: Tensor) -> None:
+        if self.plan.controller is None and isinstance(self.tableau, ImplicitTableau):
+            return  # fixed steps renew theirs while they iterate
         need = running & ~self.jac_good
         n_need = int(need.sum())
         if n_need == 0:
@@ -232,7 +234,7 @@ class Solve:
         self.t = torch.where(accept, t_next, self.t)
         self.y = torch.where(accept[:, None], found.y1, self.y)
         self.k1 = torch.where(accept[:, None], k_end, self.k1)
-        reusable = found.rate < keep_rate(self.y.shape[1])
+        reusable = found.rate <= keep_rate(self.y.shape[1])
         self.jac_good = torch.where(accept, reusable, self.jac_fresh)
         self.jac_fresh = self.jac_fresh & ~accept
         self.lane_status[accept & (self.t == self.end)] = int(Status.SUCCESS)

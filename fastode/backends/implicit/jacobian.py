@@ -41,11 +41,15 @@ def pull_rows(value: Tensor, by: list[Tensor], create_graph: bool = False) -> li
                     create_graph=create_graph,
                     is_grads_batched=True,
                     allow_unused=True,
-                    materialize_grads=True,
                 )
                 for i in range(0, width, chunk)
             ]
-            return [torch.cat(column).movedim(0, 1).contiguous() for column in zip(*parts, strict=True)]
+            found = []
+            for source, column in zip(by, zip(*parts, strict=True), strict=True):
+                known = [part for part in column if part is not None]  # all, or none where it is not read
+                zero = source.new_zeros(n, width, *source.shape[1:])
+                found.append(torch.cat(known).movedim(0, 1).contiguous() if known else zero)
+            return found
         except RuntimeError:  # an operation, or a Function of the user, that vmap does not know
             pass
     rows = [

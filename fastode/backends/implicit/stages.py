@@ -22,6 +22,7 @@ from fastode.tableaus.implicit import Block, ImplicitTableau
 _STAGNATES = 0.5
 """Corrections that shrink more slowly than this, but are small, are rounding."""
 
+_CAREFUL = 4.0
 _FIRST_RATE = 1e-3
 """No contraction is trusted to be better than this before it was seen."""
 _TINY_RATE = 0.05
@@ -92,11 +93,11 @@ class StageSolver:
         t, h: (n,) float64.
         y: (n, D).
         k1: (n, D), the field at (t, y).
-        jac: (n, D, D), the Jacobian at (t, y) or close by.
+        jac: (n, D, D), the Jacobian at (t, y) or close by; None where it will be renewed anyway.
     """
 
     def __init__(
-        self, tableau: ImplicitTableau, field: Field, t: Tensor, h: Tensor, y: Tensor, k1: Tensor, jac: Tensor
+        self, tableau: ImplicitTableau, field: Field, t: Tensor, h: Tensor, y: Tensor, k1: Tensor, jac: Tensor | None
     ) -> None:
         self.tableau, self.field = tableau, field
         self.t, self.h, self.y, self.k1, self.jac = t, h, y, k1, jac
@@ -107,6 +108,7 @@ class StageSolver:
         a = self.tableau.a[block.start : block.stop, block.start : block.stop]
         key = a.tobytes()
         if key not in self._factors:
+            assert self.jac is not None
             self._factors[key] = factorise(stage_matrix(self.h, a.tolist(), [self.jac]))
         return self._factors[key]
 
@@ -147,14 +149,14 @@ class StageSolver:
         bases = [self.state(i, slopes) for i in stages]
         weights = predictors(self.tableau)
         k = [combine(None, None, weights[i], slopes) for i in stages]
-        factors = self.factors(block)
+        # Where no step can be rejected the first Jacobian is that of the guess: the start may be far from it.
+        factors = self._renewed(block, bases, k) if accuracy.renew else self.factors(block)
         floor = 8 * torch.finfo(self.y.dtype).eps * rms(self.y / accuracy.scale)
 
         active, solved = live, torch.zeros_like(live)
         evals = torch.zeros(n, dtype=torch.int64, device=self.y.device)
         # Stages before had the same Jacobian, so that their rate is a first guess, a careful one; 0: not known.
-        rate = torch.where(slowest > 0, slowest**0.8, 0.0).clamp_max(1.0)
-        rate = torch.where(rate > 0, rate.clamp_min(_FIRST_RATE), 0.0)
+        rate = (_CAREFUL * slowest).clamp_max(1.0)
         previous = torch.full_like(slowest, torch.inf)
         for iteration in range(accuracy.max_iters):
             states = [combine(bases[i], self.h, inner[i].tolist(), k) for i in range(m)]
