@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastode.controllers import LAST_STEP_STRETCH
+from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS
 from fastode.dropin.failure import OdeintError, whole_state_error
 from fastode.dropin.functions import CALLBACKS, Perturb
 from fastode.dropin.norms import Norm, rms_norm
@@ -300,11 +301,14 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
         h = min(max(self._h, self.min_step), self.max_step)
         if self.func.callback_step is not None:
             self.func.callback_step(self._clock(t), y, self._clock(h))
+        ends = max(abs(t), abs(self._end)) if math.isfinite(self._end) else abs(t)
+        shortest = MIN_STEP_ULPS * sys.float_info.epsilon * ends
+        h = max(h, shortest)
         if not t + h > t:
-            finite = math.isfinite(self._ratio)
-            detail = f"underflow in dt {h}" if finite else "non-finite values in state `y`: underflow in dt"
-            raise self._failure(Status.STEP_UNDERFLOW if finite else Status.NON_FINITE, detail)
+            raise self._underflow(h)
         t1, stop = t + h, None
+        if math.isinf(self._end) and not math.isfinite(10 * t1):
+            raise self._failure(Status.NON_FINITE, "no event, whatever the time")
         if h * (1 + LAST_STEP_STRETCH) >= self._end - t:
             t1 = self._end
         index = bisect.bisect(self._stops, t)
@@ -332,9 +336,14 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
             self._jumped = stop is not None and stop in self.jump_t
             if self._jumped:
                 self._k1 = self.steps.first_slope(Step(t1, t1, jumps_before=True), y1)
-        elif tried <= self.min_step:
-            raise self._failure(Status.NON_FINITE, "non-finite values in state `y`")
+        elif tried <= max(shortest, self.min_step):
+            raise self._underflow(tried)
         self._h = tried * self._factor(accept)
+
+    def _underflow(self, h: float) -> OdeintError:
+        if math.isfinite(self._ratio):
+            return self._failure(Status.STEP_UNDERFLOW, f"underflow in dt {h}")
+        return self._failure(Status.NON_FINITE, f"non-finite values in state `y`, underflow in dt {h}")
 
     def _factor(self, accept: bool) -> float:
         if not math.isfinite(self._ratio):

@@ -45,7 +45,8 @@ def odeint_dense(
         ValueError: a method that is not adaptive; and as ``odeint``.
     """
     like = next((x for x in (t0, t1) if isinstance(x, Tensor)), torch.zeros((), dtype=torch.float64))
-    times = torch.stack([torch.as_tensor(x).detach().to(like).reshape(()) for x in (t0, t1)])
+    ends = [torch.as_tensor(x, dtype=like.dtype, device=like.device) for x in (t0, t1)]
+    times = torch.stack([end.detach().reshape(()) for end in ends])
     args = check(func, y0, times, rtol, atol, method, options, None)
     solver = args.solver()
     if not isinstance(solver, RungeKutta):
@@ -64,7 +65,9 @@ class _Interpolant:
         start = args.flat_state()
         device = start.device
         rows = [
-            torch.stack([y, *(combine(None, step.h, column, slopes) for column in coefficients)]).flatten(1)
+            torch.stack([y, *(combine(None, step.h, column, slopes) for column in coefficients)]).reshape(
+                1 + len(coefficients), -1
+            )
             for step, y, slopes in accepted
         ]
         steps = [step for step, _, _ in accepted]

@@ -12,6 +12,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,7 +29,7 @@ from fastode.dropin.norms import mixed_norm, rms_norm
 from fastode.dropin.solvers import regular_grid
 from fastode.fused import program_solve
 from fastode.problem import Inputs, Plan, make_problem
-from fastode.program.capture import Capture, keep_with
+from fastode.program.capture import Capture, capture_field, keep_with
 from fastode.tree import tree_map
 
 _CONTROL = {"safety": "safety", "ifactor": "max_factor", "dfactor": "min_factor"}
@@ -52,12 +53,48 @@ def per_sample(args: Arguments) -> Any:
     lengths = {part.shape[:1] for part in args.parts}
     if len(lengths) != 1 or lengths == {torch.Size([])}:
         return None
-    field = args.func if args.shapes is None else keep_with(args.func, "tuple", returning_tuple)
     try:
         rtol, atol = tolerances_of_rows(args)
-        return _solve(args, field, args.y0, rtol, atol, lambda ys: ys, OdeintError)
     except NotHere:
         return None
+    # With a time for each sample, and where the function wants one of no dimension, of single rows under vmap.
+    for called_with_times in (True, False):
+        if called_with_times:
+            field = args.func if args.shapes is None else keep_with(args.func, "tuple", returning_tuple)
+        elif _rows_are_apart(args):
+            field = keep_with(args.func, "rows", on_single_rows)
+        else:
+            return None
+        with suppress(NotHere):
+            return _solve(args, field, args.y0, rtol, atol, lambda ys: ys, OdeintError)
+    return None
+
+
+def _rows_are_apart(args: Arguments) -> bool:
+    """Whether the function treats the rows of the state alike and apart at a fixed time, and so at any."""
+    field = keep_with(args.func, "fixed time", _at_fixed_time)
+    method, tol, times = args.solver_class.method, 1.0, args.t.detach()
+    plan, inputs = make_problem(field, args.y0, times, None, method, tol, tol, None, None, 1, False)
+    found, _ = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
+    return isinstance(found, Capture)
+
+
+def _at_fixed_time(func: Callable[..., Any], t: Tensor, y: Any) -> Any:
+    """The function at a time that is a constant."""
+    value = func(torch.full((), 0.5, dtype=t.dtype, device=t.device), y)
+    return value if isinstance(y, Tensor) else tuple(value)
+
+
+def on_single_rows(func: Callable[..., Any], t: Tensor, y: Any) -> Any:
+    """The function on n rows, each by itself as a state of one row; t (n, 1, ..., 1) and y (n, *state)."""
+
+    def call(t: Tensor, row: Any) -> Any:
+        value = func(t, tree_map(lambda part: part[None], row))
+        return tree_map(lambda part: part[0], value if isinstance(row, Tensor) else tuple(value))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that some operation is slow under vmap; it is recorded once
+        return torch.vmap(call)(t.reshape(t.shape[0]), y)
 
 
 def whole_state(args: Arguments) -> Any:
@@ -107,8 +144,10 @@ def can_run(args: Arguments) -> bool:
     if not is_fixed(solver):
         return False
     varying_grid = torch.is_grad_enabled() and args.t.requires_grad  # the grid depends on t, and so do the steps
-    cubic = options.get("interp", "linear") != "linear" and not _grid_is_times(options)
-    return not (options.get("perturb") or varying_grid or cubic)
+    interp = options.get("interp", "linear")
+    simple = interp == "linear" or (interp == "cubic" and _grid_is_times(options))
+    both = options.get("step_size") is not None and options.get("grid_constructor") is not None
+    return simple and not (options.get("perturb") or varying_grid or both)
 
 
 def _grid_is_times(options: dict[str, Any]) -> bool:
