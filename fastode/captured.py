@@ -10,7 +10,8 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor
 
-from fastode.backends.choose import choose
+from fastode.backends.choose import choose, may_differentiate
+from fastode.backends.triton.backend import TritonBackend
 from fastode.problem import Inputs, Plan, make_problem
 from fastode.program.capture import Refusal, capture_field
 from fastode.program.ir import Program
@@ -104,17 +105,21 @@ class Explanation:
         backend: name of the backend that ``solve`` takes.
         program: the field's program, None if it has none.
         reasons: (backend, why it is not taken) of those that ``solve`` tries before.
+        source: of the GPU kernels that backend ``triton`` runs for this solve, where it was asked for.
     """
 
     backend: str
     program: Program | None
     reasons: tuple[tuple[str, str], ...]
+    source: str | None = None
 
     def __str__(self) -> str:
         lines = [f"backend: {self.backend}"]
         lines += [f"not {name}: {reason}" for name, reason in self.reasons]
         if self.program is not None:
             lines.append(str(self.program))
+        if self.source is not None:
+            lines += ["", self.source]
         return "\n".join(lines)
 
 
@@ -125,6 +130,7 @@ def explain(
     *,
     t: Any = (0.0, 1.0),
     backend: str = "auto",
+    source: bool = False,
     **options: Any,
 ) -> Explanation:
     """Says which backend solves a field, shows its program, or names what prevents one.
@@ -137,6 +143,8 @@ def explain(
         controls: as for ``solve``.
         t: as for ``solve``.
         backend: as for ``solve``.
+        source: whether to show the source of the GPU kernels, too: that of the forward solve and, where a gradient may
+            be asked for, that of the adjoint. It takes neither Triton nor a GPU.
         **options: method, rtol, atol, step_size, controller, max_steps and dense of ``solve``.
 
     Raises:
@@ -145,5 +153,8 @@ def explain(
     """
     plan, inputs = _problem(field, y0, controls, t, **options)
     choice = choose(backend, plan, inputs)
-    found, _ = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
-    return Explanation(choice.name, None if isinstance(found, Refusal) else found.program, choice.reasons)
+    found, tensors = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
+    if isinstance(found, Refusal):
+        return Explanation(choice.name, None, choice.reasons)
+    text = TritonBackend().source(plan, found, may_differentiate(inputs, tensors)) if source else None
+    return Explanation(choice.name, found.program, choice.reasons, text)

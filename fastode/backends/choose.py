@@ -62,7 +62,7 @@ def _declined(candidate: Backend | ProgramBackend, plan: Plan) -> str | None:
     return candidate.unavailable() or candidate.unsupported(plan)
 
 
-def _differentiable(inputs: Inputs, tensors: Sequence[Tensor]) -> bool:
+def may_differentiate(inputs: Inputs, tensors: Sequence[Tensor]) -> bool:
     """Whether a gradient of the solve may be asked for."""
     sources = (inputs.y0, inputs.times, *inputs.controls, *tensors)
     return torch.is_grad_enabled() and any(t.requires_grad for t in sources)
@@ -100,7 +100,7 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
                     with torch.no_grad():  # a field in error says so itself
                         plan.field(plan.times[0], inputs.y0.detach().clone(), [c.detach() for c in inputs.controls])
             else:
-                differentiable = _differentiable(inputs, tensors)
+                differentiable = may_differentiate(inputs, tensors)
                 reason = candidate.unsupported_program(plan, found, differentiable)
                 if reason is None and name == "auto":
                     reason = candidate.slower(plan, found, differentiable)

@@ -12,6 +12,7 @@ from fastode.backends.implicit.forward import ImplicitRecord
 from fastode.backends.implicit.replay import intervals
 from fastode.backends.reference import ReferenceRecord
 from fastode.backends.stepped_adjoint import SteppedRecord
+from fastode.backends.triton.record import SegmentedRecord
 from fastode.reference import Steps
 from fastode.solution import Stats
 
@@ -27,6 +28,8 @@ def steps_of(record: Any, y0: Tensor) -> Steps | None:
     """
     if isinstance(record, ReferenceRecord):
         return record.steps
+    if isinstance(record, SegmentedRecord):
+        record = record.ragged(y0.shape[0])
     if isinstance(record, ProgramRecord):
         count = record.offsets.diff()
         table = record.table

@@ -12,7 +12,6 @@ from fastode.problem import Plan
 from fastode.reference import polynomial, rk_step
 from fastode.solution import DenseOutput
 
-_CPU = torch.device("cpu")  # named everywhere: the default device may be another
 _CHUNK = 8192  # steps whose stages are held at a time
 
 
@@ -56,10 +55,11 @@ def dense_output(
         reached: (B,) float64.
     """
     batch, width = y0.shape
+    device = y0.device
     start, end, size = record.table.unbind(1)
     total = record.table.shape[0]
-    owner = torch.repeat_interleave(torch.arange(batch, device=_CPU), n_accepted, output_size=total)
-    coefs = torch.empty(total, plan.tableau.degree + 1, width, dtype=y0.dtype, device=_CPU)
+    owner = torch.repeat_interleave(torch.arange(batch, device=device), n_accepted, output_size=total)
+    coefs = torch.empty(total, plan.tableau.degree + 1, width, dtype=y0.dtype, device=device)
     for first in range(0, total, _CHUNK):
         part = slice(first, min(first + _CHUNK, total))
         leaves = [leaf[owner[part]] for leaf in sample]
@@ -67,12 +67,12 @@ def dense_output(
         _, stages = rk_step(plan.tableau, lambda t, y, own=leaves: field(t, y, own), t, h, y, field(t, y, leaves))  # type: ignore[misc]
         coefs[part] = polynomial(plan.tableau, h, y, stages).movedim(0, 1)
     longest = int(n_accepted.max()) if batch else 0
-    number = torch.arange(longest, device=_CPU)[:, None]
+    number = torch.arange(longest, device=device)[:, None]
     taken = number < n_accepted
     rows = record.offsets[:-1] + torch.minimum(number, (n_accepted - 1).clamp_min(0))
     rows = rows.clamp_max(max(total - 1, 0))
     if total == 0:
-        empty = torch.zeros(0, batch, dtype=torch.float64, device=_CPU)
+        empty = torch.zeros(0, batch, dtype=torch.float64, device=device)
         return DenseOutput(empty, empty, rows[:0], coefs, n_accepted, plan.times[0], reached, y0)
     starts = torch.where(taken, start[rows], torch.where(n_accepted > 0, end[rows], reached))
     return DenseOutput(starts, torch.where(taken, size[rows], 0.0), rows, coefs, n_accepted, plan.times[0], reached, y0)

@@ -11,7 +11,7 @@ and g_i df/dw(u_i) is what stage i adds to the gradient by a leaf w.
 from __future__ import annotations
 
 from fastode.backends.triton.code import Code
-from fastode.backends.triton.forward_source import Kernel, header, jitted, loaded, stored
+from fastode.backends.triton.kernel_source import Kernel, header, jitted, loaded, stored
 from fastode.backends.triton.method import Method
 from fastode.backends.triton.text import joined, weighted
 from fastode.program.ir import SAMPLE, SHARED

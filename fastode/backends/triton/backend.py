@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastode.backends.base import Forward
+from fastode.backends.cpu.record import dense_output
 from fastode.backends.triton.forward_source import CONTROL
 from fastode.backends.triton.heuristics import too_large
 from fastode.backends.triton.kernels import Kernels, kernels_of
@@ -82,8 +83,6 @@ class TritonBackend:
             return f"it computes in float32 and float64, the state is {state.dtype}"
         if plan.batch == 0 or state.width == 0:
             return "there is nothing to solve"
-        if plan.dense:
-            return "it does not keep the polynomials that dense=True asks for"
         return None
 
     def unsupported_program(self, plan: Plan, capture: Capture, differentiable: bool) -> str | None:
@@ -94,6 +93,8 @@ class TritonBackend:
             capture: the field.
             differentiable: whether a gradient may be asked for.
         """
+        if plan.dense and differentiable:
+            return "it has no gradient of the polynomials that dense=True keeps"
         return too_large(capture.program, plan.field.state.dtype)
 
     def slower(self, plan: Plan, capture: Capture, differentiable: bool) -> str | None:
@@ -102,7 +103,13 @@ class TritonBackend:
 
     def source(self, plan: Plan, capture: Capture, differentiable: bool) -> str:
         """The generated source of the forward kernel and, where a gradient may be asked for, of the adjoint."""
-        kernels, dtype = kernels_of(capture), plan.field.state.dtype
+        dtype = plan.field.state.dtype
+        reason = too_large(capture.program, dtype)
+        if reason is None and not plan.tableau.is_explicit:
+            reason = f"{plan.tableau.name} is an implicit method"
+        if reason is not None:
+            return f"# no kernels: {reason}\n"
+        kernels = kernels_of(capture)
         method = method_of(plan.tableau, plan.step_size is None)
         text = kernels.forward(dtype, method).source
         if differentiable:
@@ -130,17 +137,18 @@ class TritonBackend:
         ys = empty(n_times, batch, width, dtype=y0.dtype, device=device)
         counts = empty(5, batch, dtype=torch.int64, device=device)
         clocks = empty(4, batch, dtype=torch.float64, device=device)
-        resume = empty(2 * batch if policy is not None else 0, width, dtype=y0.dtype, device=device)
+        kept = Checkpoint() if plan.dense else policy
+        resume = empty(2 * batch if kept is not None else 0, width, dtype=y0.dtype, device=device)
         running = torch.zeros(1, dtype=torch.int32, device=device)
         nothing = counts  # any memory, for what is not read
-        record = None if policy is None else SegmentedRecord([], policy.max_bytes)
+        record = None if kept is None else SegmentedRecord([], kept.max_bytes)
         rows: Tensor | None = None
         n, start = batch, True
         while True:
             segment: Segment | None = None
-            if record is not None and policy is not None:
+            if record is not None and kept is not None:
                 previous = record.segments[-1] if record.segments else None
-                segment = new_segment(rows, n, y0, policy.every, policy.max_bytes, previous, plan.max_steps)
+                segment = new_segment(rows, n, y0, kept.every, kept.max_bytes, previous, plan.max_steps)
                 record.segments.append(segment)
             kernel.run(
                 kernel.groups(n),
@@ -187,7 +195,15 @@ class TritonBackend:
             rows = (counts[0] == -1).nonzero().flatten()
             n, start = rows.shape[0], False
         status, accepted, rejected, evals, _ = counts.unbind()
-        return Forward(ys, None, status, clocks[0], Stats(accepted, rejected, evals), record)
+        reached, dense = clocks[0], None
+        if plan.dense:
+            assert record is not None
+
+            def field(t: Tensor, y: Tensor, leaves: list[Tensor]) -> Tensor:
+                return self.evaluate(capture, t, y, shared, leaves)
+
+            dense = dense_output(plan, field, record.ragged(batch), sample, ys[0], accepted, reached)
+        return Forward(ys, dense, status, reached, Stats(accepted, rejected, evals), None if policy is None else record)
 
     def backward(
         self,

@@ -11,7 +11,7 @@ import torch
 
 from fastode.backends.triton.heuristics import Launch
 from fastode.backends.triton.text import Source, joined, triton_type
-from fastode.program.ir import SAMPLE, SHARED, TIME, Map, Program, Pullback, Value, in_order
+from fastode.program.ir import SAMPLE, SHARED, TIME, Map, Program, Pullback
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,3 @@ class Code(ABC):
             self.workspace += len(positions.reshape(-1))
         self.accumulators.append(made)
         return made
-
-
-def pull_order(back: Pullback) -> list[Value]:
-    """The values that a pullback needs, operands first."""
-    return in_order(back.values())

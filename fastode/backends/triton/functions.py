@@ -52,19 +52,19 @@ def device_function(function: Callable[..., Any]) -> Any:
 
 
 @triton.jit
-def larger(a: Any, b: Any) -> Any:
+def larger(a, b):  # type: ignore[no-untyped-def] # Triton reads annotations
     """The larger of two, NaN if either is."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def sign(x: Any) -> Any:
+def sign(x):  # type: ignore[no-untyped-def] # Triton reads annotations
     """-1, 0 or 1; NaN of NaN."""
     return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
 
 
 @triton.jit
-def remainder(a: Any, b: Any) -> Any:
+def remainder(a, b):  # type: ignore[no-untyped-def] # Triton reads annotations
     """Rest of a / b, with the sign of b."""
     rest = libdevice.fmod(a, b)
     return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)

@@ -17,8 +17,9 @@ _SCALARISED_WORK = 384
 """Most scalar operations of one evaluation for the scalarised shape: more would not stay in a thread's registers."""
 _SCALARISED_VALUES = 24
 _SCALARISED_LEAVES = 48
-_SUM_ENTRIES = 4096
+_SUM_ENTRIES = 16384
 """Most entries of shared matrices, all together, for products by multiply-and-sum with weights in registers."""
+_SUM_WARPS = 8
 _REGISTERS = 96
 """Of a thread's 255, those that weights and their gradients may take."""
 _MOST_WARPS = 16
@@ -43,6 +44,7 @@ class Launch:
         hoist: shared weights are loaded once, before the steps; otherwise where they are used.
         programs: most programs of the adjoint where it sums gradients by shared weights; each works on one group of
             samples after another, and has its row of the workspace.
+        registers: most registers of a thread, so that more programs run side by side; None leaves it to the compiler.
     """
 
     shape: str
@@ -53,6 +55,7 @@ class Launch:
     precision: str = "ieee"
     hoist: bool = True
     programs: int = 1024
+    registers: int | None = None
 
 
 def work(values: Iterable[Value]) -> int:
@@ -107,11 +110,13 @@ def choose_launch(program: Program, back: Pullback | None, dtype: torch.dtype) -
         per_warp = 32 * _REGISTERS // words
         samples = max(1, min(16, power_of_two(per_warp // 3 // max(1, own * copies) + 1) // 2))
         warps = max(1, min(_MOST_WARPS, power_of_two(-(-own * copies * samples // per_warp))))
-        return Launch(TILED, samples, warps, hoist=common <= _SUM_ENTRIES)
+        # The forward kernel needs its weights and some 90 registers more; the compiler would take all there are.
+        registers = 168 if back is None and warps > 1 and words == 1 else None
+        return Launch(TILED, samples, warps, hoist=common <= _SUM_ENTRIES, registers=registers)
     if common <= _SUM_ENTRIES or dtype == torch.float64:
-        held = common * words * (2 if back is not None else 1)
-        warps = max(1, min(8, power_of_two(-(-held // (32 * 64)))))
-        return Launch(TILED, samples=2 if warps == 1 else 1, warps=warps, hoist=common <= _SUM_ENTRIES)
+        per_warp = 32 * (32 if back is not None else 64) // words
+        warps = max(1, min(_SUM_WARPS, power_of_two(-(-common // per_warp))))
+        return Launch(TILED, samples=1, warps=warps, hoist=common <= _SUM_ENTRIES)
     precision = "tf32x3" if common >= 2 * _SUM_ENTRIES else "ieee"
     return Launch(TILED, samples=16, warps=4, dot=True, precision=precision, hoist=False, programs=528)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -70,15 +71,16 @@ class GeneratedKernel:
         return -(-n // self.launch.samples)
 
     def run(self, programs: int, arguments: Sequence[Any], **flags: Any) -> None:
-        """Launches it."""
+        """Launches it on the device of its first argument."""
+        device = arguments[0].device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self.kernel[(programs,)](*arguments, **flags, **self.options())
+
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told."""
         launch = self.launch
-        self.kernel[(programs,)](
-            *arguments,
-            **flags,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-            enable_fp_fusion=ENABLE_FP_FUSION,
-        )
+        made = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": ENABLE_FP_FUSION}
+        return made if launch.registers is None else {**made, "maxnreg": launch.registers}
 
 
 @dataclass

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastode.backends.cpu.record import ProgramRecord
+
 _FIRST_STEPS = 48
 """Steps of each sample that the first segment holds; most solves take fewer."""
 _MOST_STEPS = 4096
@@ -60,6 +62,33 @@ class SegmentedRecord:
     def every(self) -> int:
         """The widest spacing of kept states."""
         return max((segment.every for segment in self.segments), default=1)
+
+    def ragged(self, batch: int) -> ProgramRecord:
+        """The steps of all samples, those of a sample one after another; for records that kept every state."""
+        first = self.segments[0]
+        width, device = first.states.shape[2], first.states.device
+        count = torch.zeros(batch, dtype=torch.int64, device=device)
+        for segment in self.segments:
+            if segment.rows is None:
+                count += segment.taken
+            else:
+                count[segment.rows] += segment.taken
+        offsets = torch.zeros(batch + 1, dtype=torch.int64, device=device)
+        torch.cumsum(count, 0, out=offsets[1:])
+        total = int(offsets[-1])
+        table = torch.empty(total, 3, dtype=torch.float64, device=device)
+        states = torch.empty(total if self.every == 1 else 0, width, dtype=first.states.dtype, device=device)
+        place = offsets[:-1].clone()  # of each sample's next step
+        for segment in self.segments:
+            rows = slice(None) if segment.rows is None else segment.rows
+            number = torch.arange(segment.capacity, device=device)[:, None]
+            taken = number < segment.taken
+            to = (place[rows] + number)[taken]
+            table[to] = segment.table.movedim(0, 2)[taken]
+            if self.every == 1:
+                states[to] = segment.states[taken]
+            place[rows] += segment.taken
+        return ProgramRecord(offsets, table, offsets, states, 1)
 
     def state_bytes(self) -> int:
         """Memory of the kept states."""

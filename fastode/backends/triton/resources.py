@@ -10,14 +10,15 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastode.backends.triton.kernels import ENABLE_FP_FUSION, GeneratedKernel, adjoint_kernel, forward_kernel
+from fastode.backends.triton.kernels import GeneratedKernel, adjoint_kernel, forward_kernel
 from fastode.backends.triton.method import method_of
 from fastode.fields import ControlledField, MLPField
 from fastode.problem import make_problem
@@ -78,16 +79,23 @@ def captured(field: Any, dim: int, n_controls: int, dtype: torch.dtype) -> Captu
     return found
 
 
-def cases() -> Iterator[tuple[str, torch.dtype, Capture]]:
-    """The listed kernels: (name, dtype, program)."""
+def kernels() -> Iterator[tuple[str, torch.dtype, Callable[[], Capture]]]:
+    """The listed kernels: (name, dtype, how to make the program)."""
+
+    def mlp(dim: int, hidden: int, dtype: torch.dtype) -> Capture:
+        return captured(MLPField(dim, (hidden,)).to(dtype), dim, 0, dtype)
+
+    def controlled(dim: int, dtype: torch.dtype) -> Capture:
+        field = ControlledField(dim)
+        return captured(field, dim, field.n_controls, dtype)
+
     for dtype in (torch.float32, torch.float64):
-        yield "lorenz", dtype, captured(lorenz, 3, 3, dtype)
-        yield "mlp 4-32-4", dtype, captured(MLPField(4, (32,)).to(dtype), 4, 0, dtype)
+        yield "lorenz", dtype, partial(captured, lorenz, 3, 3, dtype)
+        yield "mlp 4-32-4", dtype, partial(mlp, 4, 32, dtype)
         for dim in (16, 32, 64):
-            field = ControlledField(dim)
-            yield f"controlled {dim}", dtype, captured(field, dim, field.n_controls, dtype)
-    yield "mlp 2-50-2", torch.float32, captured(MLPField(2, (50,)), 2, 0, torch.float32)
-    yield "mlp 64-128-64", torch.float32, captured(MLPField(64, (128,)), 64, 0, torch.float32)
+            yield f"controlled {dim}", dtype, partial(controlled, dim, dtype)
+    yield "mlp 2-50-2", torch.float32, partial(mlp, 2, 50, torch.float32)
+    yield "mlp 64-128-64", torch.float32, partial(mlp, 64, 128, torch.float32)
 
 
 def generated(program: Capture, dtype: torch.dtype) -> list[GeneratedKernel]:
@@ -100,9 +108,9 @@ def generated(program: Capture, dtype: torch.dtype) -> list[GeneratedKernel]:
     ]
 
 
-def signature(kernel: GeneratedKernel) -> tuple[dict[str, str], dict[str, Any]]:
+def signature(kernel: GeneratedKernel, **changed: bool) -> tuple[dict[str, str], dict[str, Any]]:
     """Types of a kernel's arguments as a launch on a GPU gives them, and its compile-time flags."""
-    flags = _FORWARD if kernel.name == "forward" else _ADJOINT
+    flags = {**(_FORWARD if kernel.name == "forward" else _ADJOINT), **changed}
     own = {torch.float32: "*fp32", torch.float64: "*fp64"}[kernel.code.dtype]
     doubles = ("times", "control", "step_size", "first_step", "clocks", "record")
     known = {f"{name}_ptr": "*fp64" for name in doubles}
@@ -119,20 +127,19 @@ def signature(kernel: GeneratedKernel) -> tuple[dict[str, str], dict[str, Any]]:
     return types, flags
 
 
-def compiled(kernel: GeneratedKernel, arch: int) -> Any:
-    """The kernel compiled for an architecture."""
+def compiled(kernel: GeneratedKernel, arch: int, **changed: bool) -> Any:
+    """The kernel compiled for an architecture, with other compile-time flags than usual where given."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    types, flags = signature(kernel)
+    types, flags = signature(kernel, **changed)
     names = list(types)
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith("_ptr")}
     source = ASTSource(
         fn=kernel.kernel, signature=types, constexprs={(names.index(k),): v for k, v in flags.items()}, attrs=aligned
     )
-    launch = kernel.launch
-    options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": ENABLE_FP_FUSION}
+    options = kernel.options()
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
@@ -200,8 +207,8 @@ def write(path: Path, rows: list[Resources]) -> None:
 def main(path: str) -> None:
     """Writes the table, and prints it as it grows."""
     rows = []
-    for case, dtype, program in cases():
-        for kernel in generated(program, dtype):
+    for case, dtype, program in kernels():
+        for kernel in generated(program(), dtype):
             for arch in ARCHITECTURES:
                 rows.append(measured(case, kernel, arch))
                 print(rows[-1], flush=True)

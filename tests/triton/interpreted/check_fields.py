@@ -36,7 +36,7 @@ def test_f64(name, launch):
     case = made(name)
     if launch == "scalarised" and scalar_work(case) > MOST_SCALARISED:
         pytest.skip("too many operations for the interpreter")
-    options = {"rtol": 1e-6, "atol": 1e-6}
+    options = {"rtol": 1e-6, "atol": 1e-6} if name != "robertson" else {"rtol": 1e-4, "atol": 1e-4}  # stiff
     with launched(launch):
         ys, solution, grads = solved(case, F64, "triton", T, **options)
     expected, reference, truth = solved(case, F64, "reference", T, **options)
