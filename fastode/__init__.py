@@ -15,9 +15,10 @@ from fastode.events import Event, Events, Occurrences
 from fastode.solution import DenseOutput, Solution, Stats
 from fastode.solve import solve
 from fastode.status import SolveError, Status
-from fastode.tableaus import TABLEAUS, Tableau
+from fastode.tableaus import IMPLICIT_TABLEAUS, TABLEAUS, ImplicitTableau, RosenbrockTableau, Tableau
 
 __all__ = [
+    "IMPLICIT_TABLEAUS",
     "TABLEAUS",
     "CapturedField",
     "Checkpoint",
@@ -26,10 +27,12 @@ __all__ = [
     "Events",
     "Explanation",
     "IController",
+    "ImplicitTableau",
     "Occurrences",
     "OdeintError",
     "PIController",
     "PIDController",
+    "RosenbrockTableau",
     "Solution",
     "SolveError",
     "Stats",

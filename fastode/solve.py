@@ -59,7 +59,7 @@ def solve(
             the first is the initial time. A tensor or a sequence of numbers.
         controls: per-sample parameters, any tree of tensors with leading dimension B.
         method: name of a tableau in ``fastode.TABLEAUS``, or a ``Tableau``; for stiff problems ``"rodas5p"``,
-            ``"kvaerno5"`` and others of ``fastode.tableaus.IMPLICIT_TABLEAUS``.
+            ``"kvaerno5"`` and others of ``fastode.IMPLICIT_TABLEAUS``.
         rtol: relative tolerance of each step: a number, a tensor that broadcasts to the state of one sample, or a tree
             of these.
         atol: absolute tolerance, likewise, in units of y. A step is accepted when the root mean square over the

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastode import Checkpoint, IController, Status, solve
+from fastode import Checkpoint, Event, IController, Status, solve
 from fastode.backends.implicit.replay import find_steps, step_rule
 from fastode.problem import make_problem
 from fastode.reference import replay
@@ -212,6 +212,23 @@ def test_rosenbrock_gradient_for_narrow_and_wide_states(width: int) -> None:
         return solve(driven(weight), y0, t, controls=controls, method="rodas5p", step_size=0.3).ys
 
     assert torch.autograd.gradcheck(loss, (y0, controls, weight), eps=1e-6, atol=1e-8, rtol=1e-6, fast_mode=True)
+
+
+@pytest.mark.parametrize("method", ["kvaerno5", "rodas5p"])
+def test_event_times_and_their_gradients(method: str) -> None:
+    """Free fall from y0: the ground is reached at sqrt(2 y0 / g)."""
+    y0 = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=F64)
+    ground = Event(lambda t, y: y[:, 0], terminal=True, direction=-1)
+
+    def when(y0: Tensor) -> Tensor:
+        field = lambda t, y: torch.stack([y[:, 1], torch.full_like(y[:, 0], -9.81)], 1)  # noqa: E731
+        return solve(field, y0, [0.0, 5.0], method=method, events=[ground]).events[0].t.sum()
+
+    exact = (2 * y0[:, 0] / 9.81).sqrt()
+    assert abs(float(when(y0) - exact.sum())) < 1e-9
+    found = gradients(when, [y0])[0]
+    assert found is not None
+    assert_close(found[:, 0], 0.5 * exact / y0[:, 0], 1e-9)
 
 
 def test_modes_that_do_not_go_say_so() -> None:
