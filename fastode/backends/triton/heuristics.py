@@ -13,10 +13,11 @@ from fastode.program.ir import LEAVES, SAMPLE, SHARED, Program, Pullback, Value,
 
 SCALARISED, TILED = "scalarised", "tiled"
 
-_SCALARISED_WORK = 384
-"""Most scalar operations of one evaluation for the scalarised shape: more would not stay in a thread's registers."""
-_SCALARISED_VALUES = 24
-_SCALARISED_LEAVES = 48
+_SCALARISED_WORK = 160
+"""Most scalar operations of one evaluation for the scalarised shape. More would not stay in a thread's registers, and
+Triton's time to compile grows with the square of the number of components: 20 seconds for 36 weights."""
+_SCALARISED_COMPONENTS = 8
+_SCALARISED_LEAVES = 16
 _SUM_ENTRIES = 16384
 """Most entries of shared matrices, all together, for products by multiply-and-sum with weights in registers."""
 _SUM_WARPS = 8
@@ -97,7 +98,7 @@ def choose_launch(program: Program, back: Pullback | None, dtype: torch.dtype) -
     words = dtype.itemsize // 4
     largest = max((v.size for v in values if v.op not in (SHARED, SAMPLE)), default=1)
     leaves = sum(leaf.size for leaf in (*program.shared, *program.sample))
-    small = work(values) <= _SCALARISED_WORK and program.dim <= 16 and largest <= _SCALARISED_VALUES
+    small = work(values) <= _SCALARISED_WORK and max(program.dim, largest) <= _SCALARISED_COMPONENTS
     if small and leaves <= _SCALARISED_LEAVES:
         return Launch(SCALARISED, samples=32, warps=1)
     own = sum(_matrices(values, SAMPLE).values())
