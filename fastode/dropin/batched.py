@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from typing import Any
 
 from fastode.dropin import programs
@@ -41,6 +42,32 @@ def per_sample(args: Arguments) -> Any:
     rtol, atol = programs.tolerances_of_rows(args)
     times, read = programs.grid(args)
     return _solve(args, field, args.y0, times, rtol, atol, read, "checkpoint")
+
+
+def implicit(args: Arguments) -> Any:
+    """The states (T, *state) by an implicit method, or None where only single steps will do.
+
+    Newton's method then has a Jacobian for each row of the state, if the function treats rows apart, and else one for
+    the whole state.
+
+    Raises:
+        OdeintError: the equations of a step could not be solved.
+    """
+    usual = all(part.dtype in programs.FLOATS and part.numel() > 0 for part in args.parts)
+    plain = args.is_own and not args.callbacks and args.event_fn is None and args.t.shape[0] > 1
+    if not (usual and plain and programs.is_plain_grid(args)) or len({part.dtype for part in args.parts}) > 1:
+        return None
+    times, read = programs.grid(args)
+    field = programs.rows_field(args)
+    if field is not None:
+        with suppress(programs.NotHere):
+            rtol, atol = programs.tolerances_of_rows(args)
+            return _solve(args, field, args.y0, times, rtol, atol, read, "checkpoint")
+    field = keep_with(args.func, "whole", programs.on_whole_states)
+    rtol, atol = programs.tolerances_of_whole(args)
+    y0 = tree_map(lambda part: part[None], args.y0)
+    ys = _solve(args, field, y0, times, rtol, atol, read, "checkpoint")
+    return tree_map(lambda part: part[:, 0], ys)
 
 
 def whole_state(args: Arguments) -> Any:

@@ -16,6 +16,7 @@ from fastode.dropin.adaptive import (
     Tsit5Solver,
 )
 from fastode.dropin.fixed_grid import RK4, Euler, Heun2, Heun3, Midpoint
+from fastode.dropin.implicit import METHODS as IMPLICIT
 from fastode.dropin.scipy_wrapper import ScipyWrapperODESolver
 from fastode.dropin.solvers import FixedGridODESolver
 
@@ -34,6 +35,7 @@ SOLVERS: dict[str, Any] = {
     "explicit_adams": AdamsBashforth,
     "implicit_adams": AdamsBashforthMoulton,
     "fixed_adams": AdamsBashforthMoulton,
+    **{solver.method: solver for solver in IMPLICIT},
     "scipy_solver": ScipyWrapperODESolver,
 }
 """Classes of solvers by the name of their method; classes that users add are made and called like these."""
@@ -60,6 +62,11 @@ def known_options(solver: Any) -> set[str]:
 def is_fixed(solver: Any) -> bool:
     """Whether a solver is an explicit Runge-Kutta method on a fixed grid."""
     return solver in (Euler, Midpoint, Heun2, Heun3, RK4)
+
+
+def is_implicit(solver: Any) -> bool:
+    """Whether a solver is an implicit Runge-Kutta method on a fixed grid."""
+    return solver in IMPLICIT
 
 
 def is_adaptive(solver: Any) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastode.dropin import batched, programs, torch_engine
 from fastode.dropin.arguments import Arguments, check
+from fastode.dropin.methods import is_implicit
 from fastode.hostflags import differentiation_hidden
 
 
@@ -67,7 +68,7 @@ def run(args: Arguments) -> Any:
         return batched.per_sample(args)
     if differentiation_hidden():
         return batched.under_transforms(args) if batched.can_run(args) else torch_engine.integrate(args)
-    solution = by_program(args)
+    solution = batched.implicit(args) if is_implicit(args.solver_class) else by_program(args)
     return torch_engine.integrate(args) if solution is None else solution
 
 

@@ -36,7 +36,7 @@ _CONTROL = {"safety": "safety", "ifactor": "max_factor", "dfactor": "min_factor"
 _STEPS = {"max_step": "max_step", "first_step": "first_step"}
 _LARGEST_WHOLE_STATE = 512
 """Entries of a state up to which it is tried as one sample: a program is written out entry by entry."""
-_FLOATS = (torch.float32, torch.float64)
+FLOATS = (torch.float32, torch.float64)
 _MANY_STEPS = 2**62
 
 
@@ -70,11 +70,17 @@ def per_sample(args: Arguments) -> Any:
     return None
 
 
+def rows_field(args: Arguments) -> Callable[..., Any] | None:
+    """The function of rows apart, of whatever kind its time is; None if it does not treat them so."""
+    if len({part.shape[:1] for part in args.parts}) != 1 or args.parts[0].ndim == 0 or not _rows_are_apart(args):
+        return None
+    return keep_with(args.func, "rows", on_single_rows)
+
+
 def _rows_are_apart(args: Arguments) -> bool:
     """Whether the function treats the rows of the state alike and apart at a fixed time, and so at any."""
     field = keep_with(args.func, "fixed time", _at_fixed_time)
-    method, tol, times = args.solver_class.method, 1.0, args.t.detach()
-    plan, inputs = make_problem(field, args.y0, times, None, method, tol, tol, None, None, 1, False)
+    plan, inputs = make_problem(field, args.y0, args.t.detach(), None, "dopri5", 1.0, 1.0, None, None, 1, False)
     found, _ = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
     return isinstance(found, Capture)
 
@@ -135,14 +141,18 @@ def can_run(args: Arguments) -> bool:
     if not args.is_own or args.callbacks or args.event_fn is not None or args.t.shape[0] < 2:
         return False
     first = args.parts[0]
-    if first.dtype not in _FLOATS or any(part.dtype != first.dtype or part.numel() == 0 for part in args.parts):
+    if first.dtype not in FLOATS or any(part.dtype != first.dtype or part.numel() == 0 for part in args.parts):
         return False
     if is_adaptive(solver):
         usual = options.get("norm") in (None, rms_norm if args.shapes is None else mixed_norm)
         plain = not options.get("min_step") and options.get("step_t") is None and options.get("jump_t") is None
         return usual and plain
-    if not is_fixed(solver):
-        return False
+    return is_fixed(solver) and is_plain_grid(args)
+
+
+def is_plain_grid(args: Arguments) -> bool:
+    """Whether the points of a fixed grid, and outputs linearly between them, are all that the options ask for."""
+    options = args.options
     varying_grid = torch.is_grad_enabled() and args.t.requires_grad  # the grid depends on t, and so do the steps
     interp = options.get("interp", "linear")
     simple = interp == "linear" or (interp == "cubic" and _grid_is_times(options))

@@ -167,8 +167,8 @@ def test_odeint_with_an_event_function() -> None:
             odeint(lambda t, y: -y, y0, torch.linspace(0, 1, 3), event_fn=lambda t, y: y[0] - 0.5)
         with pytest.raises(AssertionError):
             odeint(lambda t, y: -y, y0, t, event_fn=lambda t, y: y[0] - 0.5, method="rk4")
+    how = {"step_control": "per_sample"}
     with pytest.raises(ValueError, match="per_sample"):
-        how = {"step_control": "per_sample"}
         fastode.odeint(lambda t, y: -y, y0, t, event_fn=lambda t, y: y[0] - 0.5, options=how)
 
 

@@ -87,8 +87,8 @@ def test_functions_that_need_a_time_without_dimension() -> None:
 )
 def test_options_that_refer_to_the_whole_state(options: dict[str, Any]) -> None:
     assert ways(field_of("rows"), state("rows"), method="dopri5", options=options) == (False, False)
+    options = {**options, "step_control": "per_sample"}
     with pytest.raises(ValueError, match="per_sample"):
-        options = {**options, "step_control": "per_sample"}
         fastode.odeint(field_of("rows"), state("rows"), T, method="dopri5", options=options)
 
 

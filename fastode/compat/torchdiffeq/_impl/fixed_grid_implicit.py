@@ -1,0 +1,25 @@
+"""Implicit methods on fixed grids."""
+
+from fastode.dropin.implicit import (
+    GL4,
+    GL6,
+    SDIRK2,
+    TRBDF2,
+    ImplicitEuler,
+    ImplicitMidpoint,
+    RadauIIA3,
+    RadauIIA5,
+    Trapezoid,
+)
+
+__all__ = [
+    "GL4",
+    "GL6",
+    "SDIRK2",
+    "TRBDF2",
+    "ImplicitEuler",
+    "ImplicitMidpoint",
+    "RadauIIA3",
+    "RadauIIA5",
+    "Trapezoid",
+]
