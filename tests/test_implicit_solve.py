@@ -119,11 +119,12 @@ def test_controls_trees_and_per_sample_times_in_both_directions(name: str, probl
 # Stiff problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ADAPTIVE)
 @pytest.mark.parametrize("name", sorted(STIFF))
 def test_stiff_problems_about_as_accurate_as_scipy_with_the_same_tolerance(name: str, method: str) -> None:
     problem = STIFF[name]
-    rtol = 1e-4 if method == "kvaerno3" else 1e-5
+    rtol = {"kvaerno3": 1e-3, "kvaerno4": 1e-4}.get(method, 1e-5)
     y0, rates, t = problem.batch(2)
     sol = solve(problem.field, y0, t, controls=rates, method=method, rtol=rtol, atol=problem.atol * rtol)
     assert same_bits(sol.ys[:, 0], sol.ys[:, 1])
@@ -133,6 +134,7 @@ def test_stiff_problems_about_as_accurate_as_scipy_with_the_same_tolerance(name:
     assert int(sol.stats.n_steps.max()) < 3000  # an explicit method would need millions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["kvaerno5", "rodas5p"])
 @pytest.mark.parametrize("name", ["hires", "oregonator", "robertson"])
 def test_the_error_falls_with_the_tolerance(name: str, method: str) -> None:
@@ -207,11 +209,13 @@ def test_a_sample_has_the_same_bits_in_any_batch(method: str, batch: int) -> Non
 def test_fixed_steps_have_the_same_bits_in_any_batch(method: str) -> None:
     y0, rates, t = mixed(5)
     h = torch.linspace(0.01, 0.05, 5, dtype=F64)
-    together = solve(robertson, y0, t[:2], controls=rates, method=method, step_size=h)
+    fixed: dict[str, Any] = {"method": method, "on_failure": "nan"}  # a step that is too long fails alone, too
+    together = solve(robertson, y0, t[:2], controls=rates, step_size=h, **fixed)
+    assert int((together.status == Status.SUCCESS).sum()) >= 3
     for i in range(5):
-        alone = solve(
-            robertson, y0[i : i + 1], t[:2, i : i + 1], controls=rates[i : i + 1], method=method, step_size=float(h[i])
-        )
+        one = slice(i, i + 1)
+        alone = solve(robertson, y0[one], t[:2, one], controls=rates[one], step_size=float(h[i]), **fixed)
+        assert alone.status.tolist() == together.status[one].tolist()
         assert same_bits(alone.ys[:, 0], together.ys[:, i])
 
 

@@ -148,7 +148,8 @@ class StageSolver:
         inner = self.tableau.a[block.start : block.stop, block.start : block.stop]
         bases = [self.state(i, slopes) for i in stages]
         weights = predictors(self.tableau)
-        k = [combine(None, None, weights[i], slopes) for i in stages]
+        # Extrapolation may end beyond another root; where no step can be rejected the last slope is the guess.
+        k = [slopes[-1] if accuracy.renew else combine(None, None, weights[i], slopes) for i in stages]
         # Where no step can be rejected the first Jacobian is that of the guess: the start may be far from it.
         factors = self._renewed(block, bases, k) if accuracy.renew else self.factors(block)
         floor = 8 * torch.finfo(self.y.dtype).eps * rms(self.y / accuracy.scale)
@@ -178,7 +179,11 @@ class StageSolver:
             if iteration > 1:
                 done = done | ((rate > _STAGNATES) & (size <= accuracy.good))
             solved = solved | (active & done)
-            lost = ~torch.isfinite(size) | ((rate >= 2) & (size > accuracy.good) & (not accuracy.renew))
+            lost = ~torch.isfinite(size)
+            if not accuracy.renew and iteration > 0:  # a shorter step is better than many iterations
+                left = accuracy.max_iters - 1 - iteration
+                hopeless = (rate >= 2) | (torch.exp(left * torch.log(rate)) * size > accuracy.done)
+                lost = lost | (hopeless & (rate > _STAGNATES) & (size > accuracy.good))
             active = active & ~done & ~lost
             if not bool(active.any()):
                 break
