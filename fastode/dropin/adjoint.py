@@ -76,6 +76,24 @@ def odeint_adjoint(
         ValueError: no module and no ``adjoint_params``; another ``adjoint_method`` with options but without
             ``adjoint_options``; and as ``odeint``.
     """
+    if torch.compiler.is_compiling():
+        from fastode.dropin import compiled  # loads torch's compiler
+
+        return compiled.OUTSIDE["odeint_adjoint"](
+            func,
+            y0,
+            t,
+            rtol=rtol,
+            atol=atol,
+            method=method,
+            options=options,
+            event_fn=event_fn,
+            adjoint_rtol=adjoint_rtol,
+            adjoint_atol=adjoint_atol,
+            adjoint_method=adjoint_method,
+            adjoint_options=adjoint_options,
+            adjoint_params=adjoint_params,
+        )
     if adjoint_params is None and not isinstance(func, nn.Module):
         raise ValueError(
             "func must be an instance of nn.Module to specify the adjoint parameters; alternatively they can be "

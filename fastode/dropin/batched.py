@@ -39,7 +39,10 @@ def per_sample(args: Arguments) -> Any:
     if found is not None:
         return found
     field = args.func if args.shapes is None else keep_with(args.func, "tuple", programs.returning_tuple)
-    rtol, atol = programs.tolerances_of_rows(args)
+    try:
+        rtol, atol = programs.tolerances_of_rows(args)
+    except programs.NotHere:
+        raise ValueError("step_control='per_sample' needs tolerances that are the same for all samples") from None
     times, read = programs.grid(args)
     return _solve(args, field, args.y0, times, rtol, atol, read, "checkpoint")
 

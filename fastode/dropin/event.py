@@ -43,6 +43,12 @@ def odeint_event(
     Returns:
         The time of the event, 0-d, and the solution (2, *y0.shape) at the start and at the event.
     """
+    if torch.compiler.is_compiling():
+        from fastode.dropin import compiled  # loads torch's compiler
+
+        return compiled.OUTSIDE["odeint_event"](
+            func, y0, t0, event_fn=event_fn, reverse_time=reverse_time, odeint_interface=odeint_interface, **kwargs
+        )
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)

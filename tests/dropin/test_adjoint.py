@@ -12,17 +12,21 @@ import torchdiffeq
 from torch import Tensor
 
 import fastode
-from tests.dropin.tools import F64, KINDS, Field, field_of, gradients, loss_of, parts, relative_difference, state
+from tests.dropin.tools import F64, KINDS, Field, field_of, gradients, loss_of, parts, relative_difference, some, state
 
 FORWARD, BACKWARD = torch.linspace(0.2, 1.4, 4, dtype=F64), torch.linspace(1.0, -0.2, 3, dtype=F64)
-TIMES = pytest.mark.parametrize("t", [FORWARD, BACKWARD], ids=["forward", "backward"])
-COUNTS = pytest.mark.parametrize("counts", [False, True], ids=["program", "no program"])
 
 
-@TIMES
-@COUNTS
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("how", [{}, {"method": "rk4", "options": {"step_size": 0.13}}, {"method": "implicit_adams"}])
+@pytest.mark.parametrize(
+    ("how", "kind", "counts", "t"),
+    some(
+        [{}, {"method": "rk4", "options": {"step_size": 0.13}}, {"method": "implicit_adams"}],
+        KINDS,
+        [False, True],
+        [FORWARD, BACKWARD],
+        of=2,
+    ),
+)
 def test_exact_gradients(how: dict[str, Any], kind: str, counts: bool, t: Tensor) -> None:
     y0 = state(kind)
     _, adjoint = gradients(fastode.odeint_adjoint, field_of(kind, counts=counts), y0, t, **how)
@@ -31,19 +35,18 @@ def test_exact_gradients(how: dict[str, Any], kind: str, counts: bool, t: Tensor
     assert relative_difference(adjoint, direct) < (1e-6 if how.get("method") is None else 1e-12)
 
 
-@TIMES
-@COUNTS
-@pytest.mark.parametrize("kind", KINDS)
+EQUATIONS: list[dict[str, Any]] = [
+    {"adjoint_options": {}},
+    {"adjoint_options": {"norm": "seminorm"}},
+    {"options": {"gradient": "adjoint"}},
+    {"method": "rk4", "options": {"step_size": 0.04, "gradient": "adjoint"}},
+    {"adjoint_method": "bosh3", "adjoint_options": {}, "adjoint_rtol": 1e-6, "adjoint_atol": 1e-6},
+    {"adjoint_method": "rk4", "adjoint_options": {"step_size": 0.04}},
+]
+
+
 @pytest.mark.parametrize(
-    "how",
-    [
-        {"adjoint_options": {}},
-        {"adjoint_options": {"norm": "seminorm"}},
-        {"options": {"gradient": "adjoint"}},
-        {"method": "rk4", "options": {"step_size": 0.04, "gradient": "adjoint"}},
-        {"adjoint_method": "bosh3", "adjoint_options": {}, "adjoint_rtol": 1e-6, "adjoint_atol": 1e-6},
-        {"adjoint_method": "rk4", "adjoint_options": {"step_size": 0.04}},
-    ],
+    ("how", "kind", "counts", "t"), some(EQUATIONS, KINDS, [False, True], [FORWARD, BACKWARD], of=4)
 )
 def test_adjoint_equation(how: dict[str, Any], kind: str, counts: bool, t: Tensor) -> None:
     y0 = state(kind)

@@ -21,6 +21,7 @@ from tests.dropin.tools import (
     loss_of,
     parts,
     relative_difference,
+    some,
     state,
     with_grad,
 )
@@ -30,10 +31,10 @@ COUNTS = pytest.mark.parametrize("counts", [False, True], ids=["program", "no pr
 TIMES = pytest.mark.parametrize("t", [FORWARD, BACKWARD], ids=["forward", "backward"])
 
 
-@TIMES
-@COUNTS
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", [*FIXED, "explicit_adams", "implicit_adams"])
+@pytest.mark.parametrize(
+    ("method", "kind", "counts", "t"),
+    some([*FIXED, "explicit_adams", "implicit_adams"], KINDS, [False, True], [FORWARD, BACKWARD]),
+)
 def test_fixed_steps_as_torchdiffeq(method: str, kind: str, counts: bool, t: Tensor) -> None:
     y0, how = state(kind), {"method": method, "options": {"step_size": 0.15}}
     _, mine = gradients(fastode.odeint, field_of(kind, counts=counts), y0, t, **how)
@@ -55,10 +56,9 @@ def test_fixed_steps_without_gradient_by_time_as_torchdiffeq(kind: str, counts: 
         assert relative_difference(*found) < 1e-12
 
 
-@TIMES
-@COUNTS
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", [*ADAPTIVE, "tsit5"])
+@pytest.mark.parametrize(
+    ("method", "kind", "counts", "t"), some([*ADAPTIVE, "tsit5"], KINDS, [False, True], [FORWARD, BACKWARD])
+)
 def test_adaptive_methods_as_a_tight_solve(method: str, kind: str, counts: bool, t: Tensor) -> None:
     y0, tol = state(kind), 1e-5 if method in ("fehlberg2", "adaptive_heun", "bosh3") else 1e-7
     _, mine = gradients(fastode.odeint, field_of(kind, counts=counts), y0, t, method=method, rtol=tol, atol=tol)

@@ -21,6 +21,7 @@ from tests.dropin.tools import (
     largest,
     largest_difference,
     parts,
+    some,
     state,
 )
 
@@ -55,10 +56,10 @@ def test_tsit5_which_this_torchdiffeq_has_not(kind: str) -> None:
     assert largest_difference(fastode.odeint(func, y0, FORWARD, rtol=1e-8, atol=1e-8, method="tsit5"), exact) < 1e-6
 
 
-@pytest.mark.parametrize("t", [FORWARD, BACKWARD], ids=["forward", "backward"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", FIXED)
-@pytest.mark.parametrize("options", [None, {"step_size": 0.0473}, {"step_size": 0.1, "interp": "cubic"}])
+@pytest.mark.parametrize(
+    ("method", "kind", "t", "options"),
+    some(FIXED, KINDS, [FORWARD, BACKWARD], [None, {"step_size": 0.0473}, {"step_size": 0.1, "interp": "cubic"}]),
+)
 def test_fixed_steps_to_rounding(method: str, kind: str, t: torch.Tensor, options: Any) -> None:
     func, y0 = field_of(kind), state(kind)
     mine = fastode.odeint(func, y0, t, method=method, options=options)
@@ -66,10 +67,15 @@ def test_fixed_steps_to_rounding(method: str, kind: str, t: torch.Tensor, option
     assert largest_difference(mine, theirs) <= 1e-13 * largest(theirs)
 
 
-@pytest.mark.parametrize("t", [FORWARD, BACKWARD], ids=["forward", "backward"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ADAMS)
-@pytest.mark.parametrize("options", [{}, {"max_order": 4}, {"max_order": 7, "max_iters": 2, "interp": "cubic"}])
+@pytest.mark.parametrize(
+    ("method", "kind", "t", "options"),
+    some(
+        ADAMS,
+        KINDS,
+        [FORWARD, BACKWARD],
+        [{}, {"max_order": 4}, {"max_order": 7, "max_iters": 2, "interp": "cubic"}],
+    ),
+)
 @pytest.mark.filterwarnings("ignore:Functional iteration")
 def test_adams_methods(method: str, kind: str, t: torch.Tensor, options: dict[str, Any]) -> None:
     if method == "explicit_adams":

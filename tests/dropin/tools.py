@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,24 @@ def state(kind: str, dtype: torch.dtype = F64) -> Any:
     if "tuple" in kind:
         return tuple(torch.randn(shape, dtype=dtype, generator=generator) for shape in given)
     return torch.randn(given, dtype=dtype, generator=generator)
+
+
+def some(*axes: list[Any], of: int = 3) -> list[tuple[Any, ...]]:
+    """A part of all combinations, one of ``of``, such that every pair of choices still occurs together."""
+    chosen = []
+    for places in itertools.product(*[range(len(axis)) for axis in axes]):
+        if sum(i * place for i, place in enumerate(places, start=1)) % of == 0:
+            chosen.append(tuple(axis[place] for axis, place in zip(axes, places, strict=True)))
+    pairs = itertools.combinations(range(len(axes)), 2)
+    for i, j in pairs:
+        seen = {(id(c[i]), id(c[j])) for c in chosen}
+        for a, b in itertools.product(axes[i], axes[j]):
+            if (id(a), id(b)) not in seen:
+                seen.add((id(a), id(b)))
+                extra = [axis[0] for axis in axes]
+                extra[i], extra[j] = a, b
+                chosen.append(tuple(extra))
+    return chosen
 
 
 KINDS = ["0-d", "1-d", "rows", "n-d", "tuple", "uneven tuple", "complex128"]
