@@ -54,7 +54,11 @@ SPECIAL = [
     -103.0,
     3e5,
 ]
-TORCH = {"copy": lambda x: x, "logical_not": lambda x: torch.logical_not(x).to(x.dtype)}
+TORCH = {
+    "copy": lambda x: x,
+    "logical_not": lambda x: torch.logical_not(x).to(x.dtype),
+    "softplus": torch.nn.functional.softplus,
+}
 
 
 @pytest.mark.parametrize("lanes", LANES)
@@ -78,6 +82,8 @@ def binary(op, a, b):
         return a * (1 - b * b)
     if op == "sigmoid_back":
         return a * b * (1 - b)
+    if op == "softplus_back":
+        return torch.where(b > 20, a, a * torch.sigmoid(b))
     return getattr(torch, op)(a, b).to(a.dtype)
 
 
@@ -233,6 +239,7 @@ ACCURACY = {
     "log1p": (2.0, (-0.99, 1e4), np.log1p),
     "tanh": (5.0, (-9, 9), np.tanh),
     "sigmoid": (3.0, (-80, 80), lambda x: 1 / (1 + np.exp(-x))),
+    "softplus": (3.0, (-80, 20), lambda x: np.log1p(np.exp(x))),
     "sin": (2.0, (-3000, 3000), np.sin),
     "cos": (2.0, (-3000, 3000), np.cos),
     "tan": (4.0, (-1.5, 1.5), np.tan),
@@ -261,6 +268,14 @@ def test_functions_are_accurate_to_a_few_units_of_the_last_place(isa, op, dtype)
     error = ulps(got, function(x.numpy().astype(wide)), dtype)
     worst = np.unravel_index(error.argmax(), error.shape)
     assert error[worst] <= limit + slack, f"{op}({x.numpy()[worst]!r}) = {got[worst]!r}: {error[worst]} ulp"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_derivative_of_softplus_is_accurate_on_both_sides_of_its_threshold(isa, dtype):
+    x = torch.linspace(-80, 30, 40000, dtype=torch.float64).to(dtype).reshape(-1, 8)
+    exact = 1 / (1 + np.exp(-x.numpy().astype(np.longdouble)))
+    exact[x.numpy() > 20] = 1.0
+    assert ulps(run("softplus_back", [torch.ones_like(x), x], 64).numpy(), exact, dtype).max() <= 3.5
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

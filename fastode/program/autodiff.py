@@ -95,6 +95,7 @@ def _rules() -> dict[str, Rule]:
         ),
         "atan": one(lambda b, g, out, x: op(b, "div", g, op(b, "add", op(b, "square", x), 1.0))),
         "sigmoid": one(lambda b, g, out, x: op(b, "sigmoid_back", g, out)),
+        "softplus": one(lambda b, g, out, x: op(b, "softplus_back", g, x)),
         "relu": one(lambda b, g, out, x: op(b, "where", op(b, "gt", x, 0.0), g, 0.0)),
         "erf": one(
             lambda b, g, out, x: mul(
@@ -128,6 +129,13 @@ def _rules() -> dict[str, Rule]:
             mul(b, mul(b, g, args[0]), op(b, "sub", 1.0, mul(b, args[1], 2.0))),
         ),
     }
+
+    def softplus_back_rule(b: Builder, g: Value, out: Value, args: tuple[Value, ...]) -> tuple[Value | None, ...]:
+        cotangent, x = args
+        bent = op(b, "sigmoid_back", mul(b, g, cotangent), op(b, "sigmoid", x))
+        return op(b, "softplus_back", g, x), op(b, "where", op(b, "gt", x, 20.0), 0.0, bent)
+
+    rules["softplus_back"] = softplus_back_rule
     flat = ("sign", "floor", "ceil", "round", "trunc", "logical_not", "eq", "ne", "lt", "le", "gt", "ge")
     for name in (*flat, "logical_and", "logical_or"):
         rules[name] = lambda b, g, out, args: (None,) * len(args)

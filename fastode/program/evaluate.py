@@ -94,6 +94,10 @@ def pointwise(op: str, args: Sequence[Tensor]) -> Tensor:
         return args[0] * (1 - args[1] * args[1])
     if op == "sigmoid_back":
         return args[0] * args[1] * (1 - args[1])
+    if op == "softplus":
+        return torch.nn.functional.softplus(args[0])
+    if op == "softplus_back":
+        return torch.where(args[1] > 20, args[0], args[0] * torch.sigmoid(args[1]))
     return getattr(torch, op)(*args).to(args[0].dtype)
 
 

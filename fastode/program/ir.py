@@ -43,6 +43,7 @@ UNARY: dict[str, Callable[[float], float]] = {
     "acos": math.acos,
     "atan": math.atan,
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+    "softplus": lambda x: x if x > 20 else math.log1p(math.exp(x)),
     "relu": lambda x: max(x, 0.0),
     "erf": math.erf,
     "floor": lambda x: float(math.floor(x)),
@@ -72,6 +73,7 @@ BINARY: dict[str, Callable[[float, float], float]] = {
     "logical_or": lambda a, b: float(bool(a) or bool(b)),
     "tanh_back": lambda g, y: g * (1 - y * y),
     "sigmoid_back": lambda g, y: g * y * (1 - y),
+    "softplus_back": lambda g, x: g if x > 20 else g / (1 + math.exp(-x)),
 }
 TERNARY = ("where", "fma")
 POINTWISE = (*UNARY, *BINARY, *TERNARY)

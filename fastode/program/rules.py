@@ -64,12 +64,22 @@ def _gelu(b: Builder, x: Value, approximate: str = "none") -> Value:
 
 
 def _softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+    if beta == 1 and threshold == 20:
+        return b.pointwise("softplus", x)
     scaled = b.pointwise("mul", x, float(beta))
     over = b.pointwise("gt", scaled, float(threshold))
     # The argument is replaced where the result is not used, so that no infinity meets the zero cotangent there.
     safe = b.pointwise("where", over, 0.0, scaled)
     soft = b.pointwise("div", b.pointwise("log1p", b.pointwise("exp", safe)), float(beta))
     return b.pointwise("where", over, x, soft)
+
+
+def _softplus_backward(b: Builder, g: Value, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+    if beta == 1 and threshold == 20:
+        return b.pointwise("softplus_back", g, x)
+    scaled = b.pointwise("mul", x, float(beta))
+    slope = b.pointwise("mul", g, b.pointwise("sigmoid", scaled))
+    return b.pointwise("where", b.pointwise("gt", scaled, float(threshold)), g, slope)
 
 
 def _log_sigmoid(b: Builder, x: Value) -> Value:
@@ -263,6 +273,7 @@ _register(
         "special_expit": _same("sigmoid"),
         "tanh_backward": _same("tanh_back"),
         "sigmoid_backward": _same("sigmoid_back"),
+        "softplus_backward": _softplus_backward,
         "threshold_backward": lambda b, g, x, threshold: b.pointwise(
             "where", b.pointwise("le", x, float(threshold)), 0.0, g
         ),

@@ -58,6 +58,8 @@ UNARY = {
     "atanh": lambda y, c, t: inside(y).atanh(),
     "sinc": lambda y, c, t: torch.sinc(y),
     "sigmoid": lambda y, c, t: y.sigmoid(),
+    "softplus": lambda y, c, t: F.softplus(y),
+    "sharper softplus": lambda y, c, t: F.softplus(y, 3.0, 5.0),
     "expit": lambda y, c, t: torch.special.expit(y),
     "logit": lambda y, c, t: torch.logit(positive(inside(y)) / 2),
     "relu": lambda y, c, t: y.relu(),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fastode.fields import ControlledField
@@ -117,6 +118,18 @@ def test_gradient_ends_where_it_is_switched_off():
         return gate * y * gain
 
     compare(field, randn(4, 3), randn(4, 3))
+
+
+@pytest.mark.parametrize("beta", [1.0, 3.0])
+def test_gradients_inside_the_field_through_softplus(beta):
+    def field(t, y, c):
+        with torch.enable_grad():
+            y = y if y.requires_grad else y.detach().requires_grad_()
+            potential = F.softplus(y * c, beta).square().sum()
+            (slope,) = torch.autograd.grad(potential, y, create_graph=True)
+        return slope
+
+    compare(field, 12 * randn(6, 3), 2 * randn(6, 3))
 
 
 def test_writing_without_gradient_keeps_that_of_what_was_there():

@@ -54,6 +54,7 @@ FASTODE_BINARY_OP(logical_and, truth<T>((a != T(0)) & (b != T(0))))
 FASTODE_BINARY_OP(logical_or, truth<T>((a != T(0)) | (b != T(0))))
 FASTODE_BINARY_OP(tanh_back, a*(T(1) - b * b))
 FASTODE_BINARY_OP(sigmoid_back, (a * b) * (T(1) - b))
+FASTODE_BINARY_OP(softplus_back, (select<T>(b > T(20), a, a / (exp_v<T>(-b) + T(1)))))
 #undef FASTODE_BINARY_OP
 
 template <class T, class Op, bool kA, bool kB>

@@ -185,5 +185,16 @@ FASTODE_INLINE Vec<T> log1p_v(Vec<T> x) {
     return select<T>(x == T(0), x, result);
 }
 
+// log(1 + e^x), and x itself above 20, as torch has it: max(x, 0) + log(1 + e), with e = e^-|x| at most 1.
+template <class T>
+FASTODE_INLINE Vec<T> softplus_v(Vec<T> x) {
+    const Vec<T> e = exp_v<T>(-absolute<T>(x));
+    // 1 + e = 2^k (1 + f) with f in the range of the logarithm's polynomial; e - 1 is exact where it matters.
+    const Mask<T> far = e > T(0.41421356237309504880);
+    const Vec<T> f = select<T>(far, (e - T(1)) * T(0.5), e);
+    const Vec<T> soft = greater<T>(x, Vec<T>{}) + log_of_split<T>(keep_if<T>(far, splat<T>(T(1))), f, Vec<T>{});
+    return select<T>(x > T(20), x, soft);
+}
+
 }  // namespace
 }  // namespace fastode::FASTODE_ISA

@@ -20,6 +20,7 @@ _UNARY = {
     "reciprocal": "1.0 / {0}",
     "square": "{0} * {0}",
     "sigmoid": "1.0 / (1.0 + libdevice.exp(-{0}))",
+    "softplus": "tl.where({0} > 20, {0}, libdevice.log1p(libdevice.exp({0})))",
     "relu": "tl.where({0} < 0, 0.0, {0})",
     "floor": "tl.floor({0})",
     "ceil": "tl.ceil({0})",
@@ -34,6 +35,7 @@ _OTHER = {
     "logical_or": "(({0} != 0) | ({1} != 0)).to({dtype})",
     "tanh_back": "{0} * (1.0 - {1} * {1})",
     "sigmoid_back": "{0} * {1} * (1.0 - {1})",
+    "softplus_back": "tl.where({1} > 20, {0}, {0} / (1.0 + libdevice.exp(-{1})))",
     "where": "tl.where({0} != 0, {1}, {2})",
     "fma": "{0} * {1} + {2}",
 }
