@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +31,16 @@ from fastode.program.ir import (
 
 if TYPE_CHECKING:
     from fastode.backends.triton.tiled import TiledCode
+
+
+@lru_cache(maxsize=1)
+def last_axis_first() -> bool:
+    """Whether Triton lays threads along the last of axes that are equally contiguous; 3.6 takes the first."""
+    try:
+        major, minor = version("triton").split(".")[:2]
+    except PackageNotFoundError:
+        return True
+    return (int(major), int(minor)) >= (3, 7)
 
 
 @dataclass(frozen=True)
@@ -452,13 +464,14 @@ class TileBody:
         x = self.vector(vector[0], k, *vector[1:])
         matrix = self.columns(value, m, k, at)
         rows = x.rows if matrix.shared else self.samples
-        inner, out = matrix.rows, matrix.cols
+        inner, out = (matrix.cols, matrix.rows) if matrix.flipped else (matrix.rows, matrix.cols)
         if x.width != inner:  # padded for tl.dot on one side only
             x = Tile(self.resized(x, inner), x.n, inner, True, x.rows)
         if matrix.shared and x.rows == self.samples and self.code.dots(self.samples, inner, out):
             text = self.assign(self.code.dot(x.text, f"tl.reshape({matrix.text}, [{inner}, {out}])"), note)
         else:
-            text = self.assign(f"tl.sum({matrix.text} * {x.text}[:, :, None], axis=1)", note)
+            lanes, axis = ("[:, None, :]", 2) if matrix.flipped else ("[:, :, None]", 1)
+            text = self.assign(f"tl.sum({matrix.text} * {x.text}{lanes}, axis={axis})", note)
         made = Tile(text, m, out, True, rows)
         return made if out == self.pad(m) else Tile(self.resized(made, self.pad(m)), m, self.pad(m), True, rows)
 
@@ -477,9 +490,11 @@ class TileBody:
             if not made.flipped:
                 return made
             return Matrix(self.assign(f"tl.permute({made.text}, [0, 2, 1])"), made.cols, made.rows, False, made.shared)
+        hidden = cs == 1 and rs > 1 and not (self.code.launch.dot and root.op == SHARED)
+        if hidden and (self.code.back is not None or not last_axis_first()):
+            return self.rows_first(root, m, k, at)
         high, wide = self.pad(k), self.pad(m)
         name = f"{root.op}{root.data[0]}_{offset}_{k}x{m}_{cs}_{rs}_in{high}x{wide}"
-        hidden = cs == 1 and rs > 1 and not (self.code.launch.dot and root.op == SHARED)
         row, col = f"tl.arange(0, {high})", f"tl.arange(0, {wide})"
         masks = [f"({row} < {k})[None, :, None]"] if high != k else []
         masks += [f"({col} < {m})[None, None, :]"] if wide != m else []
@@ -488,6 +503,24 @@ class TileBody:
         places = [f"{row} + {offset}" if offset else row, col]
         text = self.load(name, root.op, root.data[0], places, " & ".join(masks))
         return Matrix(text, high, wide, False, root.op == SHARED)
+
+    def rows_first(self, leaf: Value, m: int, k: int, at: tuple[int, int, int]) -> Matrix:
+        """As ``columns``, but [samples or 1, M, K].
+
+        For compilers that lay threads along the first of equal axes, and for the adjoint: there the transposed product
+        and the gradient want the matrix as it lies, and a second copy in another layout costs more than it saves.
+        """
+        offset, rs, _ = at
+        high, wide = self.pad(m), self.pad(k)
+        name = f"{leaf.op}{leaf.data[0]}_{offset}_rows{m}x{k}_{rs}_in{high}x{wide}"
+        row, col = f"tl.arange(0, {high})", f"tl.arange(0, {wide})"
+        masks = [f"({row} < {m})[None, :, None]"] if high != m else []
+        masks += [f"({col} < {k})[None, None, :]"] if wide != k else []
+        if self.code.back is None:
+            col = f"tl.max_contiguous({col}, 1)"
+        places = [f"{row} * {rs} + {offset}" if offset else f"{row} * {rs}", col]
+        text = self.load(name, leaf.op, leaf.data[0], places, " & ".join(masks))
+        return Matrix(text, high, wide, True, leaf.op == SHARED)
 
     def resized(self, tile: Tile, width: int) -> str:
         """A clean tile at another width that holds its components."""
