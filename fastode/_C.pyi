@@ -1,7 +1,7 @@
 """The compiled extension. Pointers and streams are plain integers; 0 is a null pointer."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ def get_isa() -> str: ...
 def set_isa(name: str) -> None: ...
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
+def same_items(watched: list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]], skip: str) -> bool: ...
 def stop_threads() -> None: ...
 def pool_trace(n_chunks: int, sleep_us: int = 0, fail_at: int = -1, inner: int = 1) -> list[int]: ...
 
@@ -144,19 +145,6 @@ class TileMethod:
 class TileControl:
     def __init__(self, values: Mapping[str, float]) -> None: ...
 
-class _TileRecord:
-    def __init__(self) -> None: ...
-    @property
-    def n_steps(self) -> int: ...
-    @property
-    def n_states(self) -> int: ...
-    @property
-    def every(self) -> int: ...
-    def write(self, offsets_ptr: int, table_ptr: int, state_offsets_ptr: int, states_ptr: int) -> None: ...
-
-class TileRecord32(_TileRecord): ...
-class TileRecord64(_TileRecord): ...
-
 class _TileProgram:
     def __init__(
         self,
@@ -223,16 +211,11 @@ class _TileProgram:
         first_step: float,
         max_steps: int,
         ys_ptr: int,
-        status_ptr: int,
-        n_accepted_ptr: int,
-        n_rejected_ptr: int,
-        n_evals_ptr: int,
-        reached_ptr: int,
         k1_ptr: int,
         every: int,
         max_bytes: int,
         threads: int,
-    ) -> _TileRecord | None: ...
+    ) -> tuple[NDArray[np.int64], bool, NDArray[np.int64] | None]: ...
     def solve_adjoint(
         self,
         method: TileMethod,
@@ -244,11 +227,7 @@ class _TileProgram:
         shared_ptrs: Sequence[int],
         param_ptrs: Sequence[int],
         param_strides: Sequence[int],
-        offsets_ptr: int,
-        table_ptr: int,
-        state_offsets_ptr: int,
-        states_ptr: int,
-        every: int,
+        record: NDArray[np.int64],
         solved_ptr: int,
         grad_ys_ptr: int,
         grad_y0_ptr: int,

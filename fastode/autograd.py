@@ -37,10 +37,10 @@ def once_only(gradient: str) -> Callable[[Callable[..., tuple[Any, ...]]], Calla
         def marked(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
             if any(isinstance(grad, Tensor) and _is_batched(grad) for grad in incoming):
                 raise RuntimeError(f"the gradient of gradient={gradient!r} cannot be vmapped; use gradient='backprop'")
+            if not torch.is_grad_enabled():  # the usual case
+                return backward(ctx, *incoming)
             with torch.no_grad():
                 grads = backward(ctx, *incoming)
-            if not torch.is_grad_enabled():
-                return grads
             return guard(gradient, grads, [t for t in (*ctx.sources, *incoming) if isinstance(t, Tensor)])
 
         return marked
@@ -73,10 +73,10 @@ def differentiable(replay: Replay) -> Callable[[Callable[..., tuple[Any, ...]]],
         def marked(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
             if any(isinstance(grad, Tensor) and _is_batched(grad) for grad in incoming):
                 raise RuntimeError("the gradient of gradient='checkpoint' cannot be vmapped; use gradient='backprop'")
+            if not torch.is_grad_enabled():  # the usual case
+                return backward(ctx, *incoming)
             with torch.no_grad():
                 grads = backward(ctx, *incoming)
-            if not torch.is_grad_enabled():
-                return grads
             before = len(grads) - len(ctx.sources)
             places = [i - before for i, grad in enumerate(grads) if grad is not None]
             given = [grad for grad in incoming if isinstance(grad, Tensor)]

@@ -17,13 +17,13 @@ from torch.utils import _pytree as pytree
 
 from fastode.autograd import boundary_gradients
 from fastode.backends.cpu.backend import CpuBackend, leaves_for_kernels
-from fastode.backends.cpu.record import ProgramRecord
+from fastode.backends.cpu.record import PackedRecord
 from fastode.captured import CapturedField, captured_field
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController, PIDController
 from fastode.problem import Inputs, Plan, make_problem
 from fastode.program.capture import Capture, Refusal, capture_field
-from fastode.solution import Solution, Stats
+from fastode.solution import Outcome, Solution, Stats
 from fastode.solve import solve_now
 from fastode.status import SolveError, Status
 from fastode.tableaus import Tableau
@@ -46,7 +46,7 @@ def solve(field: Any, y0: Any, t: Any, **options: Any) -> Solution:
     leaves, spec = pytree.tree_flatten(y0)
     controls = [] if options["controls"] is None else pytree.tree_leaves(options["controls"])
     times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
-    ys, columns, *_ = torch.ops.fastode.solve(
+    ys, columns, reached, *_ = torch.ops.fastode.solve(
         leaves,
         times,
         controls,
@@ -68,7 +68,7 @@ def solve(field: Any, y0: Any, t: Any, **options: Any) -> Solution:
         for part, leaf in zip(ys.split(sizes, dim=2), leaves, strict=True)
     ]
     stats = Stats(columns[1], columns[2], columns[3])
-    return Solution(times, pytree.tree_unflatten(parts, spec), columns[0], stats, field.state, None)
+    return Solution(times, pytree.tree_unflatten(parts, spec), Outcome(columns[0], reached, stats), field.state, None)
 
 
 def _fits(options: dict[str, Any]) -> bool:
@@ -136,7 +136,7 @@ def _problem(
     mutates_args=(),
     schema=(
         f"(Tensor[] y0, Tensor times, Tensor[] controls, Tensor[] held, bool raises, {_SETTINGS}) -> "
-        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+        "(Tensor, Tensor, Tensor, Tensor)"
     ),
 )
 def _solve(
@@ -150,10 +150,8 @@ def _solve(
     result = _BACKEND.forward(plan, capture, inputs.y0.contiguous(), shared, sample, policy, None)
     if raises and result.failed:
         raise SolveError(result.status, result.reached)
-    record = result.record
     columns = torch.stack([result.status, result.stats.n_accepted, result.stats.n_rejected, result.stats.n_evals])
-    offsets = torch.stack([record.offsets, record.state_offsets, torch.full_like(record.offsets, record.every)])
-    return result.ys, columns, result.reached.clone(), offsets, record.table, record.states
+    return result.ys, columns, result.reached.clone(), torch.from_numpy(result.record.words)
 
 
 @_solve.register_fake
@@ -161,16 +159,13 @@ def _(
     y0: list[Tensor], times: Tensor, controls: list[Tensor], held: list[Tensor], raises: bool, *settings: Any
 ) -> tuple[Tensor, ...]:
     batch, width = y0[0].shape[0], sum(math.prod(leaf.shape[1:]) for leaf in y0)
-    context = torch.library.get_ctx()
-    n_steps, n_states = context.new_dynamic_size(), context.new_dynamic_size()
+    n_words = torch.library.get_ctx().new_dynamic_size()
     like = y0[0]
     return (
         like.new_empty(times.shape[0], batch, width),
         like.new_empty(4, batch, dtype=torch.int64),
         like.new_empty(batch, dtype=torch.float64),
-        like.new_empty(3, batch + 1, dtype=torch.int64),
-        like.new_empty(n_steps, 3, dtype=torch.float64),
-        like.new_empty(n_states, width),
+        like.new_empty(n_words, dtype=torch.int64),
     )
 
 
@@ -178,17 +173,15 @@ def _(
     "fastode::solve_backward",
     mutates_args=(),
     schema=(
-        "(Tensor grad_ys, Tensor ys, Tensor status, Tensor offsets, Tensor table, Tensor states, Tensor[] y0, "
-        f"Tensor times, Tensor[] controls, Tensor[] held, {_SETTINGS}) -> Tensor[]"
+        "(Tensor grad_ys, Tensor ys, Tensor status, Tensor words, Tensor[] y0, Tensor times, "
+        f"Tensor[] controls, Tensor[] held, {_SETTINGS}) -> Tensor[]"
     ),
 )
 def _solve_backward(
     grad_ys: Tensor,
     ys: Tensor,
     status: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    states: Tensor,
+    words: Tensor,
     y0: list[Tensor],
     times: Tensor,
     controls: list[Tensor],
@@ -203,7 +196,7 @@ def _solve_backward(
         own_controls, own_held = sources[: len(controls)], sources[len(controls) :]
         leaves = capture.leaves(own_held, own_controls, plan.batch)
     kernel_leaves = leaves_for_kernels(*[[leaf.detach() for leaf in part] for part in leaves])
-    record = ProgramRecord(offsets[0], table, offsets[1], states, int(offsets[2, 0]))
+    record = PackedRecord(words.numpy(), plan.batch, inputs.y0.shape[1], inputs.y0.dtype)
     both = [*leaves[0], *leaves[1]]
     wanted = tuple(leaf.requires_grad for leaf in both)
     a0, grads = _BACKEND.backward(plan, capture, record, *kernel_leaves, wanted, solved, grad_ys)
@@ -230,26 +223,24 @@ def _solve_backward(
 
 
 @_solve_backward.register_fake
-def _(grad_ys: Tensor, ys: Tensor, status: Any, offsets: Any, table: Any, states: Any, *rest: Any) -> list[Tensor]:
+def _(grad_ys: Tensor, ys: Tensor, status: Any, words: Any, *rest: Any) -> list[Tensor]:
     y0, times, controls, held = rest[:4]
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (*y0, times, *controls, *held)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     y0, times, controls, held, _, *settings = inputs
-    ys, columns, _, offsets, table, states = output
-    ctx.save_for_backward(ys, columns, offsets, table, states, times, *y0, *controls, *held)
+    ys, columns, _, words = output
+    ctx.save_for_backward(ys, columns, words, times, *y0, *controls, *held)
     ctx.counts = len(y0), len(controls), len(held)
     ctx.settings = settings
 
 
 def _backward(ctx: Any, grad_ys: Tensor, *_: Any) -> tuple[Any, ...]:
-    ys, columns, offsets, table, states, times, *tensors = ctx.saved_tensors
+    ys, columns, words, times, *tensors = ctx.saved_tensors
     n, m, k = ctx.counts
     y0, controls, held = tensors[:n], tensors[n : n + m], tensors[n + m :]
-    grads = torch.ops.fastode.solve_backward(
-        grad_ys, ys, columns[0], offsets, table, states, y0, times, controls, held, *ctx.settings
-    )
+    grads = torch.ops.fastode.solve_backward(grad_ys, ys, columns[0], words, y0, times, controls, held, *ctx.settings)
     by_times = grads[n] if times.is_floating_point() else None
     rest = grads[n + 1 :]
     return grads[:n], by_times, rest[:m], rest[m : m + k], None, *[None] * len(ctx.settings)

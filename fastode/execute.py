@@ -17,6 +17,7 @@ from fastode.hostflags import differentiation_hidden
 from fastode.problem import Inputs, Plan
 
 Gradient = Literal["checkpoint", "backprop", "adjoint"]
+_EVERY_STEP = Checkpoint()
 
 
 def check_gradient(gradient: Gradient | Checkpoint, backend: str) -> None:
@@ -47,7 +48,7 @@ def execute(
         fields = choose(backend, plan, inputs, programs=False).fields
         assert fields is not None
         return adjoint_solve(fields, plan, inputs)
-    policy = gradient if isinstance(gradient, Checkpoint) else Checkpoint()
+    policy = gradient if isinstance(gradient, Checkpoint) else _EVERY_STEP
     _forbid_transforms("checkpoint")
     choice = choose(backend, plan, inputs)
     if choice.fields is not None:

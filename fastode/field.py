@@ -20,7 +20,7 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in HALF_DTYPES else dtype
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class FlatField:
     """Calls ``field(t, y[, controls])`` on n samples held as rows.
 

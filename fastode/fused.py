@@ -47,11 +47,14 @@ class _ProgramSolve(torch.autograd.Function):
         times: Tensor,
         *leaves: Tensor,
     ) -> Tensor:
-        k1, ctx.leaves_at_times = at_times or (None, None)
-        ctx.backend, ctx.plan, ctx.capture = backend, plan, capture
-        ctx.record, ctx.failed = result.record, result.failed
-        ctx.solved = result.status == Status.SUCCESS if ctx.failed else None
-        ctx.save_for_backward(k1, None if k1 is None else result.ys, *leaves)
+        ctx.backend, ctx.plan, ctx.capture, ctx.record = backend, plan, capture, result.record
+        ctx.solved = result.status == Status.SUCCESS if result.failed else None
+        if at_times is None:
+            ctx.leaves_at_times = None
+            ctx.save_for_backward(*leaves)
+        else:
+            k1, ctx.leaves_at_times = at_times
+            ctx.save_for_backward(*leaves, k1, result.ys)
         ctx.sources = (y0, times, *leaves)
         ctx.set_materialize_grads(False)
         return result.ys
@@ -59,20 +62,24 @@ class _ProgramSolve(torch.autograd.Function):
     @staticmethod
     @differentiable(_replay_node)
     def backward(ctx: Any, grad_ys: Tensor | None) -> tuple[Any, ...]:
-        k1, ys, *leaves = ctx.saved_tensors
-        plan, capture = ctx.plan, ctx.capture
+        leaves, at_times, solved = ctx.saved_tensors, ctx.leaves_at_times, ctx.solved
+        k1: Any = None
+        ys = None
+        if at_times is not None:
+            *leaves, k1, ys = leaves
+        plan, capture, wanted = ctx.plan, ctx.capture, ctx.needs_input_grad[7:]
         if grad_ys is None:
             return (None,) * (7 + len(leaves))
         n = len(capture.program.shared)
         shared, sample = leaves_for_kernels(leaves[:n], leaves[n:])
-        wanted = tuple(ctx.needs_input_grad[7:])
-        a0, grads = ctx.backend.backward(plan, capture, ctx.record, shared, sample, wanted, ctx.solved, grad_ys)
-        if k1 is None and not ctx.failed and not plan.starts_again:
+        a0, grads = ctx.backend.backward(plan, capture, ctx.record, shared, sample, wanted, solved, grad_ys)
+        if k1 is None and solved is None and not plan.starts_again:
             return None, None, None, None, None, a0.add_(grad_ys[0]), None, *grads
-        solved = torch.ones_like(grad_ys[0, :, 0], dtype=torch.bool) if ctx.solved is None else ctx.solved
-        lam = torch.where(solved[:, None], grad_ys, 0.0) if ctx.failed else grad_ys
+        lam = grad_ys if solved is None else torch.where(solved[:, None], grad_ys, 0.0)
+        if solved is None:
+            solved = torch.ones_like(grad_ys[0, :, 0], dtype=torch.bool)
         grad_y0, grad_times = boundary_gradients(
-            plan, lambda t, y: ctx.backend.evaluate(capture, t, y, *ctx.leaves_at_times), k1, ys, lam, a0, solved
+            plan, lambda t, y: ctx.backend.evaluate(capture, t, y, *at_times), k1, ys, lam, a0, solved
         )
         return None, None, None, None, None, grad_y0, grad_times, *grads
 
@@ -94,14 +101,14 @@ def program_solve(
     """
     leaves = capture.leaves(tensors, inputs.controls, plan.batch)
     both = (*leaves[0], *leaves[1])
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs.y0, inputs.times, *both))
     y0, times = inputs.y0, inputs.times
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (y0, times, *both)):
+        result = backend.forward(plan, capture, y0.contiguous(), *leaves_for_kernels(*leaves), None, None)
+        return result.ys, None if result.dense is None else result.dense.coefs, result
     with torch.no_grad():
         kernel_leaves = leaves_for_kernels(*leaves)
-        k1 = torch.empty(y0.shape, dtype=y0.dtype, device=y0.device) if differentiable and times.requires_grad else None
-        result = backend.forward(plan, capture, y0.contiguous(), *kernel_leaves, policy if differentiable else None, k1)
-    if not differentiable:
-        return result.ys, None if result.dense is None else result.dense.coefs, result
+        k1 = torch.empty(y0.shape, dtype=y0.dtype, device=y0.device) if times.requires_grad else None
+        result = backend.forward(plan, capture, y0.contiguous(), *kernel_leaves, policy, k1)
     if capture.plain is None and inputs.controls:
         both = _leaves_of_healthy(plan, inputs, capture, tensors, result, both)
     at_times = None if k1 is None else (k1, kernel_leaves)

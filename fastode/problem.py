@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +16,15 @@ from fastode.controllers import IController, PIDController
 from fastode.field import FlatField, work_dtype
 from fastode.hostflags import differentiation_hidden, host_any
 from fastode.tableaus import Tableau, get_tableau
-from fastode.tree import StateSpec, flatten_state
+from fastode.tree import LEAF, StateSpec, flatten_state
 
+_CPU = torch.device("cpu")
 _FEW = 128
 _DEFAULT_CONTROLLER = IController()
+_NO_AUTOCAST = (False, torch.float32)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
     """Everything about a solve that is no differentiable input.
 
@@ -56,7 +57,7 @@ class Plan:
         return self.times.shape[1]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inputs:
     """The differentiable inputs: y0 (B, D) in the work dtype, t (T, B) float64, leaves of the controls (B, ...)."""
 
@@ -109,11 +110,11 @@ def few_times(t: Any, batch: int, device: torch.device) -> tuple[Tensor, bool] |
 
     The same numbers give the same tensor: to check and to copy them each time would take as long as a small solve.
     """
-    if device.type != "cpu":
+    if device != _CPU:
         return None
     if isinstance(t, Tensor):
-        plain = t.ndim == 1 and t.shape[0] <= _FEW and not t.requires_grad and t.dtype in (torch.float32, torch.float64)
-        if not plain or t.device != device or differentiation_hidden():
+        plain = t.ndim == 1 and not t.requires_grad and (t.dtype is torch.float32 or t.dtype is torch.float64)
+        if not plain or t.device != device or len(t) > _FEW or differentiation_hidden():
             return None
         return _few(tuple(t.tolist()), batch)
     if type(t) in (list, tuple) and 0 < len(t) <= _FEW and all(type(x) is float for x in t):
@@ -132,14 +133,14 @@ def _few(values: tuple[float, ...], batch: int) -> tuple[Tensor, bool] | None:
     return times, values[1:2] == values[:1]
 
 
-def check_controls(controls: Any, batch: int, device: torch.device) -> list[Tensor]:
-    """The leaves of the controls.
+def check_controls(controls: Any, batch: int, device: torch.device) -> tuple[list[Tensor], Any]:
+    """The leaves of the controls, and their structure.
 
     Raises:
         TypeError: a leaf that is no tensor.
         ValueError: a leaf whose leading dimension is not the batch, or on another device.
     """
-    parts = pytree.tree_leaves(controls)
+    parts, treespec = ([controls], LEAF) if isinstance(controls, Tensor) else pytree.tree_flatten(controls)
     for part in parts:
         if not isinstance(part, Tensor):
             raise TypeError(f"controls must be a tensor or a tree of tensors, got a leaf of type {type(part).__name__}")
@@ -147,7 +148,7 @@ def check_controls(controls: Any, batch: int, device: torch.device) -> list[Tens
             raise ValueError(f"controls must have the leading dimension B={batch} of y0, got {tuple(part.shape)}")
         if part.device != device:
             raise ValueError(f"controls must be on the device of y0, {device}; got {part.device}")
-    return parts
+    return parts, treespec
 
 
 def check_tolerance(value: Any, name: str, spec: StateSpec) -> Tensor:
@@ -231,7 +232,7 @@ def make_problem(
     dense: bool,
 ) -> tuple[Plan, Inputs]:
     """Checks everything that can be checked before the field is first called. Raises as ``solve`` documents."""
-    if not callable(field) or inspect.isclass(field):
+    if not callable(field) or isinstance(field, type):
         raise TypeError(f"field must be a callable field(t, y) or field(t, y, controls), got {field!r}")
     flat, spec = flatten_state(y0)
     batch = flat.shape[0]
@@ -242,7 +243,7 @@ def make_problem(
         times = check_times(t, batch, spec.device)
         known = _own(times, t)
         starts_again = known.shape[0] > 1 and host_any(known[1] == known[0])
-    parts = check_controls(controls, batch, spec.device) if controls is not None else []
+    parts, controls_spec = ([], None) if controls is None else check_controls(controls, batch, spec.device)
     tableau = get_tableau(method)
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}")
@@ -258,9 +259,10 @@ def make_problem(
             raise ValueError(f"method {tableau.name!r} has no error estimate, so a controller cannot be used with it")
         fixed = torch.full((batch,), math.inf, dtype=torch.float64, device=spec.device)
     device_type = spec.device.type
-    autocast = (torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type))
+    autocast = (True, torch.get_autocast_dtype(device_type)) if torch.is_autocast_enabled(device_type) else _NO_AUTOCAST
+    work = work_dtype(spec.dtype)
     plan = Plan(
-        field=FlatField(field, spec, None if controls is None else pytree.tree_structure(controls), autocast),
+        field=FlatField(field, spec, controls_spec, autocast),
         tableau=tableau,
         controller=(controller or _DEFAULT_CONTROLLER) if fixed is None else None,
         rtol=check_tolerance(rtol, "rtol", spec),
@@ -271,5 +273,4 @@ def make_problem(
         max_steps=min(max_steps, 2**62),  # kernels count in 64 bits
         dense=dense,
     )
-    work = work_dtype(spec.dtype)
     return plan, Inputs(flat if flat.dtype is work else flat.to(work), times, parts)

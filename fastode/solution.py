@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastode.hostflags import host_any
@@ -34,6 +37,44 @@ class Stats:
     def n_steps(self) -> Tensor:
         """(B,) int64, attempted steps, accepted and rejected."""
         return self.n_accepted + self.n_rejected
+
+
+@dataclass
+class Outcome:
+    """What became of each sample.
+
+    Attributes:
+        status: (B,) int64 of ``Status``.
+        reached: (B,) float64, the time it reached.
+        stats: work.
+    """
+
+    status: Tensor
+    reached: Tensor
+    stats: Stats
+
+
+class TableOutcome(Outcome):
+    """An outcome as kernels write it: its tensors are made when they are asked for, which small solves seldom are.
+
+    Args:
+        table: (5, B) int64: accepted steps, rejected steps, evaluations, status, bits of the float64 time reached.
+    """
+
+    def __init__(self, table: NDArray[np.int64]) -> None:
+        self._table = table
+
+    @cached_property
+    def status(self) -> Tensor:  # type: ignore[override]
+        return torch.from_numpy(self._table[3])
+
+    @cached_property
+    def reached(self) -> Tensor:  # type: ignore[override]
+        return torch.from_numpy(self._table[4].view(np.float64))
+
+    @cached_property
+    def stats(self) -> Stats:  # type: ignore[override]
+        return Stats(*map(torch.from_numpy, self._table[:3]))
 
 
 @dataclass(frozen=True)
@@ -88,19 +129,27 @@ class Solution:
     Attributes:
         t: the output times as they were given, (T,) or (T, B).
         ys: the states, (T, B, *state), a tree like y0.
-        status: (B,) int64, members of ``fastode.Status``: SUCCESS, EVENT where an event ended the sample, or a failure.
-        stats: work per sample.
+        outcome: ``status`` and ``stats``.
         dense: the solution between output times, where ``dense=True`` was asked for.
         events: what happened at the events, where some were given.
     """
 
     t: Tensor
     ys: Any
-    status: Tensor
-    stats: Stats
+    outcome: Outcome
     spec: StateSpec
     dense: DenseOutput | None = None
     events: Events | None = None
+
+    @property
+    def status(self) -> Tensor:
+        """(B,) int64 of ``fastode.Status``: SUCCESS, EVENT where an event ended the sample, or a failure."""
+        return self.outcome.status
+
+    @property
+    def stats(self) -> Stats:
+        """Work per sample."""
+        return self.outcome.stats
 
     def interpolate(self, t: Any) -> Any:
         """The states at any times inside the interval of the solve, differentiable in whatever ys is.

@@ -17,7 +17,7 @@ from fastode.events.event import Event, FlatEvents, check_events
 from fastode.execute import Gradient, check_gradient, execute
 from fastode.hostflags import differentiation_hidden, transforms_active
 from fastode.problem import Inputs, Plan, make_problem
-from fastode.solution import Solution
+from fastode.solution import Outcome, Solution
 from fastode.status import SolveError, Status
 from fastode.tableaus import Tableau
 
@@ -90,25 +90,28 @@ def solve(
         RuntimeError: the backend asked for cannot run this solve.
         SolveError: a sample failed and ``on_failure="raise"``.
     """
-    options = {
-        "controls": controls,
-        "method": method,
-        "rtol": rtol,
-        "atol": atol,
-        "step_size": step_size,
-        "controller": controller,
-        "gradient": gradient,
-        "backend": backend,
-        "max_steps": max_steps,
-        "dense": dense,
-        "on_failure": on_failure,
-        "events": events,
-    }
+    now = solve_now
     if torch.compiler.is_compiling():
         from fastode import compiled  # loads torch's compiler
 
-        return compiled.solve(field, y0, t, **options)
-    return solve_now(field, y0, t, **options)
+        now = compiled.solve
+    return now(
+        field,
+        y0,
+        t,
+        controls=controls,
+        method=method,
+        rtol=rtol,
+        atol=atol,
+        step_size=step_size,
+        controller=controller,
+        gradient=gradient,
+        backend=backend,
+        max_steps=max_steps,
+        dense=dense,
+        on_failure=on_failure,
+        events=events,
+    )
 
 
 def solve_now(
@@ -170,7 +173,8 @@ def _with_events(
         raise SolveError(status, solved.reached)
     given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device=solved.ys.device)
     ys = spec.unflatten(solved.ys.to(spec.dtype))
-    return Solution(given.to(solved.ys.device), ys, solved.status, solved.stats, spec, solved.dense, solved.events)
+    outcome = Outcome(solved.status, solved.reached, solved.stats)
+    return Solution(given.to(solved.ys.device), ys, outcome, spec, solved.dense, solved.events)
 
 
 def _solution(t: Any, ys: Tensor, coefs: Tensor | None, result: Forward, spec: Any) -> Solution:
@@ -178,4 +182,4 @@ def _solution(t: Any, ys: Tensor, coefs: Tensor | None, result: Forward, spec: A
     given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device=ys.device)
     given = given if given.device == ys.device else given.to(ys.device)
     ys = ys if ys.dtype is spec.dtype else ys.to(spec.dtype)
-    return Solution(given, spec.unflatten(ys), result.status, result.stats, spec, dense)
+    return Solution(given, spec.unflatten(ys), result.outcome, spec, dense)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-_LEAF = pytree.tree_flatten(0)[1]
+LEAF = pytree.tree_flatten(0)[1]
+"""The structure of a tree that is one leaf."""
 STATE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -101,6 +102,11 @@ def _spec(treespec: Any, shapes: tuple[torch.Size, ...], dtype: torch.dtype, dev
     return StateSpec(treespec, shapes, dtype, device)
 
 
+@lru_cache(maxsize=256)
+def _rows(width: int, dtype: torch.dtype, device: torch.device) -> StateSpec:
+    return _spec(LEAF, (torch.Size((width,)),), dtype, device)
+
+
 def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
     """A batched initial state as a (B, D) matrix in its own dtype, and its layout.
 
@@ -108,7 +114,9 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
         TypeError: no tensors, or tensors that are not floating, or of several dtypes.
         ValueError: a leaf without batch dimension, differing batch sizes or devices.
     """
-    parts, treespec = ([y0], _LEAF) if isinstance(y0, Tensor) else pytree.tree_flatten(y0)
+    if isinstance(y0, Tensor) and y0.ndim == 2 and y0.dtype in STATE_DTYPES:  # the common case
+        return y0.resolve_neg(), _rows(y0.shape[1], y0.dtype, y0.device)
+    parts, treespec = ([y0], LEAF) if isinstance(y0, Tensor) else pytree.tree_flatten(y0)
     if not parts:
         raise TypeError(f"y0 must be a tensor or a tree of tensors, got an empty {type(y0).__name__}")
     for part in parts:
@@ -128,7 +136,5 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
             raise ValueError(
                 f"all tensors of y0 must share the batch dimension, got {first.shape[0]} and {part.shape[0]}"
             )
-    if treespec is _LEAF and first.ndim == 2:
-        return first.resolve_neg(), _spec(_LEAF, (first.shape[1:],), first.dtype, first.device)
     spec = _spec(treespec, tuple(p.shape[1:] for p in parts), first.dtype, first.device)
     return spec.flatten(y0, "y0", first.shape[0]).resolve_neg(), spec

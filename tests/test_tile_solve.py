@@ -265,6 +265,28 @@ def test_the_record_is_in_order_of_samples_and_steps():
         assert same_bits(solved.states[solved.state_offsets[b]], y0[b])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_record_that_does_not_fit_is_refused(dtype):
+    weight, bias, y0 = tanh_problem(False, 7, 3, dtype)
+    solved = tanh_field(3, dtype, weight, bias, 16).solve(y0, TIMES, every=1)
+    grad = torch.randn(len(TIMES), 7, 3, dtype=dtype)
+    words = solved.words
+    fewer_steps, no_spacing = words.copy(), words.copy()
+    fewer_steps[0] -= 1
+    no_spacing[2] = 0
+    for wrong in (words[:-1], words[:2], fewer_steps, no_spacing):
+        solved.words = wrong
+        with pytest.raises(ValueError, match="no record of a solve of this program for so many samples"):
+            solved.adjoint(grad)
+
+
+def test_a_failed_sample_is_reported(isa):
+    y0 = torch.ones(40, 2, dtype=F64)
+    assert not growth(2, 16).solve(y0, TIMES).failed
+    y0[33, 1] = math.nan
+    assert growth(2, 16).solve(y0, TIMES).failed
+
+
 @pytest.mark.parametrize("lanes", [1, 16])
 def test_spoilt_samples_leave_the_others_alone(isa, lanes):
     weight, bias, y0 = tanh_problem(True, 64, 5, F64)

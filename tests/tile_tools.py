@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from fastode._environment import _C
+from fastode.backends.cpu.record import PackedRecord
 from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS, RATIO_FLOOR, IController
 from fastode.tableaus import get_tableau
 
@@ -184,12 +185,9 @@ class Solved:
         self.rtol, self.atol = (torch.as_tensor(v, dtype=dtype).expand(dim).contiguous() for v in (rtol, atol))
         self.ys = poisoned(len(times), batch, dim, dtype=dtype) + 0
         self.ys.fill_(7.0)
-        counts = torch.full((4, batch), -99, dtype=torch.int64)
-        self.status, self.n_accepted, self.n_rejected, self.n_evals = counts
-        self.reached = poisoned(batch, dtype=torch.float64)
         self.k1 = poisoned(batch, dim, dtype=dtype)
         self.threads = threads
-        record = program.program.solve(
+        table, self.failed, self.words = program.program.solve(
             self.method,
             control_of(method, controller),
             batch,
@@ -204,18 +202,18 @@ class Solved:
             first_step,
             max_steps,
             self.ys.data_ptr(),
-            *pointers([self.status, self.n_accepted, self.n_rejected, self.n_evals, self.reached, self.k1]),
+            self.k1.data_ptr(),
             every,
             max_bytes,
             threads,
         )
-        self.record = record
-        if record is not None:
-            self.every = record.every
-            self.offsets, self.state_offsets = torch.full((2, batch + 1), -9, dtype=torch.int64)
-            self.table = poisoned(record.n_steps, 3, dtype=torch.float64)
-            self.states = poisoned(record.n_states, dim, dtype=dtype)
-            record.write(*pointers([self.offsets, self.table, self.state_offsets, self.states]))
+        self.n_accepted, self.n_rejected, self.n_evals, self.status, reached = torch.from_numpy(table)
+        self.reached = reached.view(torch.float64)
+        if self.words is not None:
+            record = PackedRecord(self.words, batch, dim, dtype)
+            self.every = int(self.words[2])
+            self.offsets, self.state_offsets = record.offsets, record.state_offsets
+            self.table, self.states = record.table, record.states
 
     def adjoint(self, grad_ys, threads=None):
         grad_y0, shared, params = self.program.gradients(self.batch)
@@ -227,8 +225,7 @@ class Solved:
             self.times.data_ptr(),
             *self.rows,
             *self.program.leaves(),
-            *pointers([self.offsets, self.table, self.state_offsets, self.states]),
-            self.every,
+            self.words,
             solved.data_ptr(),
             grad_ys.data_ptr(),
             grad_y0.data_ptr(),

@@ -1,8 +1,11 @@
-// Python's view of the fused `cpu` backend: TileProgram32/64, TileRecord32/64, TileMethod, TileControl.
+// Python's view of the fused `cpu` backend: TileProgram32/64, TileMethod, TileControl.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -24,6 +27,7 @@ constexpr int kColumns = 24;
 template <class X>
 using Array = py::array_t<X, py::array::c_style | py::array::forcecast>;
 using Pointers = std::vector<uintptr_t>;
+using Words = py::array_t<int64_t, py::array::c_style>;
 using Code = std::pair<Array<int32_t>, Array<double>>;
 
 template <class T>
@@ -147,24 +151,6 @@ py::dict tile_ops() {
 }
 
 template <class T>
-void bind_record(py::module_& m, const std::string& bits) {
-    using Record = TileRecord<T>;
-    py::class_<Record>(m, ("TileRecord" + bits).c_str(), "The accepted steps of a fused solve, sample by sample.")
-        .def(py::init([]() -> std::unique_ptr<Record> { throw py::type_error("a record is what solve returns"); }))
-        .def_property_readonly("n_steps", &Record::steps)
-        .def_property_readonly("n_states", &Record::states)
-        .def_property_readonly("every", &Record::every)
-        .def(
-            "write",
-            [](const Record& r, uintptr_t offsets, uintptr_t table, uintptr_t state_offsets, uintptr_t states) {
-                r.write(pointer<int64_t>(offsets), pointer<double>(table), pointer<int64_t>(state_offsets),
-                        pointer<T>(states));
-            },
-            py::arg("offsets_ptr"), py::arg("table_ptr"), py::arg("state_offsets_ptr"), py::arg("states_ptr"),
-            py::call_guard<py::gil_scoped_release>());
-}
-
-template <class T>
 std::unique_ptr<Program<T>> make_program(int64_t dim, int64_t lanes, int64_t backward_lanes, const Code& forward,
                                          const Code& forward_keep, const Code& reverse, const Code& accumulate,
                                          const Array<int32_t>& maps, int64_t n_tmp, int64_t n_tmp_keep, int64_t n_adj,
@@ -195,19 +181,64 @@ std::unique_ptr<Program<T>> make_program(int64_t dim, int64_t lanes, int64_t bac
     return p;
 }
 
+// A record in one piece of memory, by words of 8 bytes: this header, offsets (batch + 1), state_offsets (batch + 1),
+// table (n_steps, 3), states (n_states, dim), filled up with zeros to a whole word. fastode/backends/cpu/record.py.
+struct RecordHeader {
+    int64_t n_steps, n_states, every;
+};
+constexpr int64_t kHeaderWords = sizeof(RecordHeader) / sizeof(int64_t);
+constexpr int64_t kStepColumns = 3;
+
 template <class T>
-std::unique_ptr<TileRecord<T>> solve(const Program<T>& p, const TileMethod& method, const StepControl& control,
-                                     int64_t batch, int64_t n_times, uintptr_t times, int64_t time_row_stride,
-                                     int64_t time_sample_stride, uintptr_t y0, const Pointers& shared,
-                                     const Pointers& params, const std::vector<int64_t>& strides, uintptr_t rtol,
-                                     uintptr_t atol, uintptr_t step_size, double first_step, int64_t max_steps,
-                                     uintptr_t ys, uintptr_t status, uintptr_t n_accepted, uintptr_t n_rejected,
-                                     uintptr_t n_evals, uintptr_t reached, uintptr_t k1, int64_t every,
-                                     int64_t max_bytes, int threads) {
+int64_t record_words(const RecordHeader& header, int64_t batch, int64_t dim) {
+    constexpr int64_t kPerWord = sizeof(int64_t) / sizeof(T);
+    const int64_t states = (header.n_states * dim + kPerWord - 1) / kPerWord;
+    return kHeaderWords + 2 * (batch + 1) + kStepColumns * header.n_steps + states;
+}
+
+template <class T>
+struct RecordParts {
+    RecordParts(int64_t* words, const RecordHeader& header, int64_t batch)
+        : offsets(words + kHeaderWords),
+          state_offsets(offsets + batch + 1),
+          table(reinterpret_cast<double*>(state_offsets + batch + 1)),
+          states(reinterpret_cast<T*>(table + kStepColumns * header.n_steps)) {}
+
+    int64_t *offsets, *state_offsets;
+    double* table;
+    T* states;
+};
+
+template <class T>
+Words write_record(const TileRecord<T>& record, int64_t dim) {
+    const RecordHeader header{record.steps(), record.states(), record.every()};
+    const int64_t n_words = record_words<T>(header, record.batch(), dim);
+    Words words(n_words);
+    int64_t* const at = words.mutable_data();
+    const py::gil_scoped_release release;
+    at[n_words - 1] = 0;
+    std::memcpy(at, &header, sizeof header);
+    const RecordParts<T> parts(at, header, record.batch());
+    record.write(parts.offsets, parts.table, parts.state_offsets, parts.states);
+    return words;
+}
+
+// Rows of the table that says what became of each sample.
+enum : int64_t { row_accepted, row_rejected, row_evals, row_status, row_reached, kOutcomeRows };
+
+template <class T>
+py::tuple solve(const Program<T>& p, const TileMethod& method, const StepControl& control, int64_t batch,
+                int64_t n_times, uintptr_t times, int64_t time_row_stride, int64_t time_sample_stride, uintptr_t y0,
+                const Pointers& shared, const Pointers& params, const std::vector<int64_t>& strides, uintptr_t rtol,
+                uintptr_t atol, uintptr_t step_size, double first_step, int64_t max_steps, uintptr_t ys, uintptr_t k1,
+                int64_t every, int64_t max_bytes, int threads) {
     check_counts(batch, n_times);
     if (step_size == 0 && method.e.empty()) {
         throw std::invalid_argument("adaptive steps need a method with an error estimate");
     }
+    Words outcome(std::vector<py::ssize_t>{kOutcomeRows, batch});
+    int64_t* const rows = outcome.mutable_data();
+    int64_t* const status = rows + row_status * batch;
     const TileSolve<T> spec{batch,
                             n_times,
                             pointer<const double>(times),
@@ -221,39 +252,48 @@ std::unique_ptr<TileRecord<T>> solve(const Program<T>& p, const TileMethod& meth
                             first_step,
                             max_steps,
                             pointer<T>(ys),
-                            pointer<int64_t>(status),
-                            pointer<int64_t>(n_accepted),
-                            pointer<int64_t>(n_rejected),
-                            pointer<int64_t>(n_evals),
-                            pointer<double>(reached),
+                            status,
+                            rows + row_accepted * batch,
+                            rows + row_rejected * batch,
+                            rows + row_evals * batch,
+                            reinterpret_cast<double*>(rows + row_reached * batch),
                             pointer<T>(k1),
                             threads};
-    const py::gil_scoped_release release;
-    std::unique_ptr<TileRecord<T>> record;
-    if (every > 0) record = std::make_unique<TileRecord<T>>(batch, p.dim, every, max_bytes, std::max(1, threads));
-    tile_solve(p, method, control, spec, record.get());
-    return record;
+    std::optional<TileRecord<T>> record;
+    bool failed = false;
+    {
+        const py::gil_scoped_release release;
+        if (every > 0) record.emplace(batch, p.dim, every, max_bytes, std::max(1, threads));
+        tile_solve(p, method, control, spec, record ? &*record : nullptr);
+        failed = std::any_of(status, status + batch, [](int64_t s) { return s != 0; });
+    }
+    if (!record) return py::make_tuple(outcome, failed, py::none());
+    return py::make_tuple(outcome, failed, write_record(*record, p.dim));
 }
 
 template <class T>
 void solve_adjoint(const Program<T>& p, const TileMethod& method, int64_t batch, int64_t n_times, uintptr_t times,
                    int64_t time_row_stride, int64_t time_sample_stride, const Pointers& shared, const Pointers& params,
-                   const std::vector<int64_t>& strides, uintptr_t offsets, uintptr_t table, uintptr_t state_offsets,
-                   uintptr_t states, int64_t every, uintptr_t solved, uintptr_t grad_ys, uintptr_t grad_y0,
-                   const Pointers& grad_shared, const Pointers& grad_params, int threads) {
+                   const std::vector<int64_t>& strides, const Words& record, uintptr_t solved, uintptr_t grad_ys,
+                   uintptr_t grad_y0, const Pointers& grad_shared, const Pointers& grad_params, int threads) {
     check_counts(batch, n_times);
-    if (every < 1) throw std::invalid_argument("every must be at least 1");
+    RecordHeader header{0, 0, 0};
+    if (record.size() >= kHeaderWords) std::memcpy(&header, record.data(), sizeof header);
+    if (header.every < 1 || record_words<T>(header, batch, p.dim) != record.size()) {
+        throw std::invalid_argument("this is no record of a solve of this program for so many samples");
+    }
+    const RecordParts<T> parts(const_cast<int64_t*>(record.data()), header, batch);  // only read
     const TileAdjoint<T> spec{batch,
                               n_times,
                               pointer<const double>(times),
                               time_row_stride,
                               time_sample_stride,
                               make_leaves(p, shared, params, strides),
-                              pointer<const int64_t>(offsets),
-                              pointer<const double>(table),
-                              pointer<const int64_t>(state_offsets),
-                              pointer<const T>(states),
-                              every,
+                              parts.offsets,
+                              parts.table,
+                              parts.state_offsets,
+                              parts.states,
+                              header.every,
                               pointer<const uint8_t>(solved),
                               pointer<const T>(grad_ys),
                               make_gradients(p, grad_y0, grad_shared, grad_params),
@@ -298,13 +338,10 @@ void bind_program(py::module_& m, const std::string& bits) {
              py::arg("times_ptr"), py::arg("time_row_stride"), py::arg("time_sample_stride"), py::arg("y0_ptr"),
              py::arg("shared_ptrs"), py::arg("param_ptrs"), py::arg("param_strides"), py::arg("rtol_ptr"),
              py::arg("atol_ptr"), py::arg("step_size_ptr"), py::arg("first_step"), py::arg("max_steps"),
-             py::arg("ys_ptr"), py::arg("status_ptr"), py::arg("n_accepted_ptr"), py::arg("n_rejected_ptr"),
-             py::arg("n_evals_ptr"), py::arg("reached_ptr"), py::arg("k1_ptr"), py::arg("every"), py::arg("max_bytes"),
-             py::arg("threads"))
+             py::arg("ys_ptr"), py::arg("k1_ptr"), py::arg("every"), py::arg("max_bytes"), py::arg("threads"))
         .def("solve_adjoint", &solve_adjoint<T>, py::arg("method"), py::arg("batch"), py::arg("n_times"),
              py::arg("times_ptr"), py::arg("time_row_stride"), py::arg("time_sample_stride"), py::arg("shared_ptrs"),
-             py::arg("param_ptrs"), py::arg("param_strides"), py::arg("offsets_ptr"), py::arg("table_ptr"),
-             py::arg("state_offsets_ptr"), py::arg("states_ptr"), py::arg("every"), py::arg("solved_ptr"),
+             py::arg("param_ptrs"), py::arg("param_strides"), py::arg("record"), py::arg("solved_ptr"),
              py::arg("grad_ys_ptr"), py::arg("grad_y0_ptr"), py::arg("grad_shared_ptrs"), py::arg("grad_param_ptrs"),
              py::arg("threads"));
 }
@@ -317,8 +354,6 @@ void bind_tile(py::module_& m) {
         .def(py::init(&make_method), py::arg("c"), py::arg("a"), py::arg("b"), py::arg("e"), py::arg("q"));
     py::class_<StepControl>(m, "TileControl", "The constants of step-size control.")
         .def(py::init(&make_control), py::arg("values"));
-    bind_record<float>(m, "32");
-    bind_record<double>(m, "64");
     bind_program<float>(m, "32");
     bind_program<double>(m, "64");
 }

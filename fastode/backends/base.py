@@ -13,30 +13,51 @@ from fastode.checkpoint import Checkpoint
 from fastode.hostflags import host_any, transforms_active
 from fastode.problem import Plan
 from fastode.program.capture import Capture
-from fastode.solution import DenseOutput, Stats
+from fastode.solution import DenseOutput, Outcome, Stats, TableOutcome
 from fastode.status import Status
 from fastode.vjp import FieldVjp
 
 
-@dataclass(frozen=True)
 class Forward:
     """Result of a forward solve.
 
     Attributes:
         ys: (T, B, D), NaN beyond the time a sample reached.
         dense: the dense output, where the plan asks for it.
-        status: (B,) int64 of ``Status``.
-        reached: (B,) float64.
-        stats: work per sample.
+        outcome: ``status`` (B,) int64 of ``Status``, ``reached`` (B,) float64, ``stats``: work per sample.
         record: what ``backward`` needs; None when no policy was given.
     """
 
-    ys: Tensor
-    dense: DenseOutput | None
-    status: Tensor
-    reached: Tensor
-    stats: Stats
-    record: Any
+    def __init__(
+        self, ys: Tensor, dense: DenseOutput | None, status: Tensor, reached: Tensor, stats: Stats, record: Any
+    ) -> None:
+        self.ys, self.dense, self.record = ys, dense, record
+        self.outcome = Outcome(status, reached, stats)
+
+    @classmethod
+    def of_table(
+        cls, ys: Tensor, dense: DenseOutput | None, outcome: TableOutcome, failed: bool, record: Any
+    ) -> Forward:
+        """With the outcome as kernels write it, and whether any sample failed."""
+        made = cls.__new__(cls)
+        made.ys, made.dense, made.record = ys, dense, record
+        made.outcome, made.failed = outcome, failed
+        return made
+
+    @property
+    def status(self) -> Tensor:
+        """(B,) int64 of ``Status``."""
+        return self.outcome.status
+
+    @property
+    def reached(self) -> Tensor:
+        """(B,) float64, the time that each sample reached."""
+        return self.outcome.reached
+
+    @property
+    def stats(self) -> Stats:
+        """Work per sample."""
+        return self.outcome.stats
 
     @cached_property
     def failed(self) -> bool:

@@ -23,7 +23,7 @@ FIELDS: tuple[Backend, ...] = (SteppedBackend(), ImplicitBackend(), ReferenceBac
 """Backends that call the field itself, tried next, in this order."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Choice:
     """A backend for a solve.
 
@@ -64,8 +64,11 @@ def _declined(candidate: Backend | ProgramBackend, plan: Plan) -> str | None:
 
 def may_differentiate(inputs: Inputs, tensors: Sequence[Tensor]) -> bool:
     """Whether a gradient of the solve may be asked for."""
-    sources = (inputs.y0, inputs.times, *inputs.controls, *tensors)
-    return torch.is_grad_enabled() and any(t.requires_grad for t in sources)
+    if not torch.is_grad_enabled():
+        return False
+    if inputs.y0.requires_grad or inputs.times.requires_grad:
+        return True
+    return any(t.requires_grad for t in (*inputs.controls, *tensors))
 
 
 def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choice:
@@ -81,9 +84,6 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
         ValueError: no backend of this name.
         RuntimeError: the backend asked for cannot run here, or cannot run this plan; the message says why.
     """
-    names = [who for who, _ in available()]
-    if name != "auto" and name not in names:
-        raise ValueError(f"backend must be 'auto' or one of {names}, got {name!r}")
     reasons: list[tuple[str, str]] = []
     for candidate in PROGRAMS:
         fits = candidate.device == plan.field.state.device.type if name == "auto" else name == candidate.name
@@ -113,4 +113,7 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
             if reason is None:
                 return Choice(None, None, (), backend, tuple(reasons))
             reasons.append((backend.name, reason))
+    if not reasons:
+        names = [who for who, _ in available()]
+        raise ValueError(f"backend must be 'auto' or one of {names}, got {name!r}")
     raise RuntimeError(f"backend {name!r} cannot run this solve: {'; '.join(f'{who}: {why}' for who, why in reasons)}")

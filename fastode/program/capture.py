@@ -7,7 +7,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class Capture:
         batch: the batch size that it holds for, None for any.
         indices: (place among ``Description.tensors``, integers there) that are part of the program.
         held: keeps alive what the key names by identity.
+        compiled: what backends made of it, by keys of their own.
     """
 
     program: Program
@@ -56,10 +57,13 @@ class Capture:
     plain: tuple[tuple[int, ...], tuple[int, ...]] | None
     held: tuple[Any, ...]
     indices: tuple[tuple[int, Tensor], ...] = ()
+    compiled: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def fits(self, tensors: Sequence[Tensor], batch: int) -> bool:
         """Whether it holds for these tensors of the field, which are described alike, and for this batch size."""
-        return self.batch in (None, batch) and all(torch.equal(tensors[i], known) for i, known in self.indices)
+        if self.indices and not all(torch.equal(tensors[i], known) for i, known in self.indices):
+            return False
+        return self.batch is None or self.batch == batch
 
     def leaves(
         self, tensors: Sequence[Tensor], controls: Sequence[Tensor], batch: int

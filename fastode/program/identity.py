@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastode._environment import _C
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _MAX_OBJECTS = 20_000
 _MAX_ARRAY = 1 << 20
@@ -342,23 +344,17 @@ class Guard:
         self._lists = [(w.names, w.content) for w in names if w.content and not isinstance(w.names, dict)]
         self._entries = [(w.names, w.name, w.content) for w in watched if isinstance(w, _Entry)]
         self._sizes = [(w.names, w.size) for w in watched if isinstance(w, _Size)]
-        self._attributes = [(w.value, w.name, w.content) for w in watched if isinstance(w, _Attribute)]
+        attributes = [w for w in watched if isinstance(w, _Attribute)]
+        self._owners, self._names = [w.value for w in attributes], [w.name for w in attributes]
+        self._attributes = [w.content for w in attributes]
         self._tensors = [(t, t.shape, t.dtype, t.device, t.requires_grad) for t in description.tensors]
 
     def holds(self) -> bool:
         """Whether the description is still that of the field."""
         if not self._complete or any(self._empty):
             return False
-        for names, content, keys in self._dicts:
-            if len(names) != len(content):
-                kept = {k: v for k, v in names.items() if k != KEPT_ON_FIELDS}
-                if len(kept) != len(content) or not all(map(operator.is_, kept.values(), content)):
-                    return False
-                names = kept
-            elif not all(map(operator.is_, names.values(), content)):
-                return False
-            if tuple(names) != keys:
-                return False
+        if not _C.same_items(self._dicts, KEPT_ON_FIELDS):
+            return False
         for items, content in self._lists:
             if len(items) != len(content) or not all(map(operator.is_, items, content)):
                 return False
@@ -369,10 +365,9 @@ class Guard:
             if len(names) != size:
                 return False
         try:
-            for value, name, content in self._attributes:
-                if getattr(value, name, _ABSENT) is not content:
-                    return False
-        except ValueError:  # a variable of a closure that has been deleted
+            if not all(map(operator.is_, map(getattr, self._owners, self._names), self._attributes)):
+                return False
+        except (AttributeError, ValueError):  # ValueError: a variable of a closure that has been deleted
             return False
         for t, shape, dtype, device, grad in self._tensors:
             if t.shape != shape or t.dtype is not dtype or t.requires_grad is not grad or t.device != device:

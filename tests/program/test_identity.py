@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import fastode
+from fastode._environment import _C
 from fastode.program import capture
 from fastode.program.capture import Capture
 from fastode.program.identity import KEPT_ON_FIELDS, Guard, describe
@@ -971,3 +972,30 @@ def test_a_method_of_a_model_in_training_is_captured_once(captures):
     trainer = lightning.Trainer(max_steps=5, enable_model_summary=False, accelerator="cpu", **quiet)
     trainer.fit(Model(), torch.utils.data.DataLoader(torch.randn(40, 3), batch_size=8))
     assert len(captures) == 1
+
+
+def test_items_of_dictionaries_are_compared_by_identity_and_order():
+    one, other = object(), object()
+    watched = {"a": one, "b": other}
+    entry = (watched, tuple(watched.values()), tuple(watched))
+    same = lambda: _C.same_items([({}, (), ()), entry], "left out")  # noqa: E731
+    assert same()
+    watched["left out"] = 1.0
+    assert same()
+    watched["c"] = one
+    assert not same()
+    del watched["c"]
+    assert same()
+    watched["b"] = one
+    assert not same()
+    del watched["b"]
+    assert not same()
+    watched.clear()
+    watched.update(b=other, a=one)
+    assert not same()
+    renamed = {"".join(["a", "x"]): one}
+    assert _C.same_items([(renamed, (one,), ("".join(["a", "x"]),))], "left out")
+    assert not _C.same_items([(renamed, (one,), ("ay",))], "left out")
+    for wrong in ([()], [(watched, (), "a")], [(watched, (one,), ())], [([], (), ())]):
+        with pytest.raises(ValueError, match="expected tuples of a dict"):
+            _C.same_items(wrong, "left out")

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fastode._environment import _C, get_num_threads, use_num_threads
 from fastode.backends.base import Forward
-from fastode.backends.cpu.record import ProgramRecord, dense_output
+from fastode.backends.cpu.record import PackedRecord, dense_output
 from fastode.backends.cpu.tile import pointers, rows_of, tiles_of
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController, PIDController
 from fastode.problem import Plan
 from fastode.program.capture import Capture
-from fastode.solution import Stats
+from fastode.solution import TableOutcome
 from fastode.tableaus import Tableau
 
 _CPU = torch.device("cpu")  # named everywhere: the default device may be another
@@ -114,53 +114,36 @@ class CpuBackend:
         use_num_threads()
         batch, (n_times, _) = plan.batch, plan.times.shape
         adaptive = plan.step_size is None
-        ys = torch.empty(n_times, batch, y0.shape[1], dtype=y0.dtype, device=_CPU)
-        columns = torch.empty(5, batch, dtype=torch.int64, device=_CPU)  # one allocation: each costs as much as a step
-        status, accepted, rejected, evals, reached = columns.unbind()
-        at = columns.data_ptr()
-        first = 0.0 if plan.controller is None else plan.controller.first_step or 0.0
-        program = tiles_of(capture, y0.dtype).program(batch, None)
-        record = program.solve(
-            method=_method(plan.tableau, adaptive),
-            control=_control(plan.controller, plan.tableau.error_exponent),
-            batch=batch,
-            n_times=n_times,
-            times_ptr=plan.times.data_ptr(),
-            time_row_stride=plan.times.stride(0),
-            time_sample_stride=plan.times.stride(1),
-            y0_ptr=y0.data_ptr(),
-            shared_ptrs=pointers(shared),
-            param_ptrs=pointers(sample),
-            param_strides=[leaf.stride(0) for leaf in sample],
-            rtol_ptr=plan.rtol.data_ptr(),
-            atol_ptr=plan.atol.data_ptr(),
-            step_size_ptr=0 if plan.step_size is None else plan.step_size.data_ptr(),
-            first_step=first,
-            max_steps=plan.max_steps,
-            ys_ptr=ys.data_ptr(),
-            status_ptr=at,
-            n_accepted_ptr=at + 8 * batch,
-            n_rejected_ptr=at + 16 * batch,
-            n_evals_ptr=at + 24 * batch,
-            reached_ptr=at + 32 * batch,
-            k1_ptr=0 if k1 is None else k1.data_ptr(),
-            every=1 if plan.dense else 0 if policy is None else policy.every,
-            max_bytes=0 if policy is None or plan.dense else policy.max_bytes or 0,
-            threads=get_num_threads(),
-        )
-        kept = None
-        if record is not None:
-            offsets = torch.empty(2, batch + 1, dtype=torch.int64, device=_CPU)
-            table = torch.empty(record.n_steps, 3, dtype=torch.float64, device=_CPU)
-            states = torch.empty(record.n_states, y0.shape[1], dtype=y0.dtype, device=_CPU)
-            record.write(
-                offsets_ptr=offsets.data_ptr(),
-                table_ptr=table.data_ptr(),
-                state_offsets_ptr=offsets.data_ptr() + 8 * (batch + 1),
-                states_ptr=states.data_ptr(),
+        width, dtype = y0.shape[1], y0.dtype
+        ys = torch.empty((n_times, batch, width), dtype=dtype, device=_CPU)
+        table, failed, words = (
+            tiles_of(capture, dtype)
+            .program(batch, None)
+            .solve(  # by position: so many names would take two microseconds
+                _method(plan.tableau, adaptive),
+                _control(plan.controller, plan.tableau.error_exponent),
+                batch,
+                n_times,
+                plan.times.data_ptr(),
+                *plan.times.stride(),
+                y0.data_ptr(),
+                pointers(shared),
+                pointers(sample),
+                [leaf.stride(0) for leaf in sample],
+                plan.rtol.data_ptr(),
+                plan.atol.data_ptr(),
+                0 if plan.step_size is None else plan.step_size.data_ptr(),
+                0.0 if plan.controller is None else plan.controller.first_step or 0.0,
+                plan.max_steps,
+                ys.data_ptr(),
+                0 if k1 is None else k1.data_ptr(),
+                1 if plan.dense else 0 if policy is None else policy.every,
+                0 if policy is None or plan.dense else policy.max_bytes or 0,
+                get_num_threads(),
             )
-            kept = ProgramRecord(offsets[0], table, offsets[1], states, record.every)
-        reached = reached.view(torch.float64)
+        )
+        outcome = TableOutcome(table)
+        kept = None if words is None else PackedRecord(words, batch, width, dtype)
         dense = None
         if plan.dense:
             assert kept is not None
@@ -168,14 +151,14 @@ class CpuBackend:
             def field(t: Tensor, y: Tensor, leaves: list[Tensor]) -> Tensor:
                 return self.evaluate(capture, t, y, shared, leaves)
 
-            dense = dense_output(plan, field, kept, sample, ys[0], accepted, reached)
-        return Forward(ys, dense, status, reached, Stats(accepted, rejected, evals), None if policy is None else kept)
+            dense = dense_output(plan, field, kept, sample, ys[0], outcome.stats.n_accepted, outcome.reached)
+        return Forward.of_table(ys, dense, outcome, failed, None if policy is None else kept)
 
     def backward(
         self,
         plan: Plan,
         capture: Capture,
-        record: ProgramRecord,
+        record: PackedRecord,
         shared: Sequence[Tensor],
         sample: Sequence[Tensor],
         wanted: tuple[bool, ...],
@@ -199,35 +182,30 @@ class CpuBackend:
         """
         use_num_threads()
         grad_ys = grad_ys.contiguous()
-        grad_y0 = torch.empty_like(grad_ys[0])
-        leaves = (*shared, *sample)
+        n_times, batch, width = grad_ys.shape
+        dtype = grad_ys.dtype
+        grad_y0 = torch.empty((batch, width), dtype=dtype, device=_CPU)
         grads = [
-            torch.empty(leaf.shape, dtype=leaf.dtype, device=_CPU) if flag else None
-            for leaf, flag in zip(leaves, wanted, strict=True)
+            torch.empty_like(leaf, memory_format=torch.contiguous_format) if flag else None
+            for leaf, flag in zip((*shared, *sample), wanted, strict=True)
         ]
         at = [0 if grad is None else grad.data_ptr() for grad in grads]
-        program = tiles_of(capture, grad_ys.dtype).program(plan.batch, wanted)
-        program.solve_adjoint(
-            method=_method(plan.tableau, plan.step_size is None),
-            batch=plan.batch,
-            n_times=plan.times.shape[0],
-            times_ptr=plan.times.data_ptr(),
-            time_row_stride=plan.times.stride(0),
-            time_sample_stride=plan.times.stride(1),
-            shared_ptrs=pointers(shared),
-            param_ptrs=pointers(sample),
-            param_strides=[leaf.stride(0) for leaf in sample],
-            offsets_ptr=record.offsets.data_ptr(),
-            table_ptr=record.table.data_ptr(),
-            state_offsets_ptr=record.state_offsets.data_ptr(),
-            states_ptr=record.states.data_ptr(),
-            every=record.every,
-            solved_ptr=0 if solved is None else solved.data_ptr(),
-            grad_ys_ptr=grad_ys.data_ptr(),
-            grad_y0_ptr=grad_y0.data_ptr(),
-            grad_shared_ptrs=at[: len(shared)],
-            grad_param_ptrs=at[len(shared) :],
-            threads=get_num_threads(),
+        tiles_of(capture, dtype).program(batch, wanted).solve_adjoint(
+            _method(plan.tableau, plan.step_size is None),
+            batch,
+            n_times,
+            plan.times.data_ptr(),
+            *plan.times.stride(),
+            pointers(shared),
+            pointers(sample),
+            [leaf.stride(0) for leaf in sample],
+            record.words,
+            0 if solved is None else solved.data_ptr(),
+            grad_ys.data_ptr(),
+            grad_y0.data_ptr(),
+            at[: len(shared)],
+            at[len(shared) :],
+            get_num_threads(),
         )
         return grad_y0, grads
 
@@ -252,5 +230,5 @@ class CpuBackend:
 
 
 def leaves_for_kernels(shared: Sequence[Tensor], sample: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Leaves as the kernels read them: contiguous, without graph."""
+    """Leaves as the kernels read them: contiguous."""
     return [leaf.contiguous() for leaf in shared], [rows_of(leaf) for leaf in sample]

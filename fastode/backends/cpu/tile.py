@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ class Tiles:
     """
 
     def __init__(self, capture: Capture, dtype: torch.dtype) -> None:
-        self.capture = capture
+        self.program_of_field, self.pullback = capture.program, capture.pullback
         self.kind = _C.TileProgram64 if dtype == torch.float64 else _C.TileProgram32
         self.itemsize = dtype.itemsize
         self.rows = largest_sample_matrix(capture.program) > _ROWS_ABOVE
@@ -57,10 +56,10 @@ class Tiles:
         if found is None:
             back = None
             if wanted is not None:
-                n = len(self.capture.program.shared)
+                n = len(self.program_of_field.shared)
                 leaves = [(SHARED, i) if i < n else (SAMPLE, i - n) for i, flag in enumerate(wanted) if flag]
-                back = with_terms(self.capture.pullback, leaves)
-            found = self._arguments[wanted] = assemble(self.capture.program, back, self.rows).arguments
+                back = with_terms(self.pullback, leaves)
+            found = self._arguments[wanted] = assemble(self.program_of_field, back, self.rows).arguments
         return found
 
     def _lanes(self, arguments: dict[str, Any], most: int, states: int, scratch: int) -> int:
@@ -73,17 +72,11 @@ class Tiles:
         return lanes
 
 
-_tiles: WeakKeyDictionary[Capture, dict[torch.dtype, Tiles]] = WeakKeyDictionary()
-
-
 def tiles_of(capture: Capture, dtype: torch.dtype) -> Tiles:
     """The tile programs of a capture."""
-    by_dtype = _tiles.get(capture)
-    if by_dtype is None:
-        by_dtype = _tiles[capture] = {}
-    found = by_dtype.get(dtype)
+    found: Tiles | None = capture.compiled.get((Tiles, dtype))
     if found is None:
-        found = by_dtype[dtype] = Tiles(capture, dtype)
+        found = capture.compiled[Tiles, dtype] = Tiles(capture, dtype)
     return found
 
 
