@@ -11,7 +11,7 @@ import sysconfig
 from pathlib import Path
 
 from . import BuildError, say
-from .cuda import Cuda, decide
+from .cuda import NVCC_FLAGS, Cuda, decide
 from .toolchain import BASE_FLAGS, INSTALL_HELP, ISA_COMMON_FLAGS, HostCompiler, find_host_compiler
 
 
@@ -64,7 +64,7 @@ def ninja_file(root: Path, folder: Path, include: str, compiler: HostCompiler, c
     else:
         link_flags = ["-shared", "-Wl,--version-script,exports.map", "-Wl,-z,relro,-z,now"]
     link_flags += ["-pthread", *cuda.link_flags, *_words("LDFLAGS")]
-    nvcc_flags = [*cuda.compile_flags, "-O3", "-DNDEBUG", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+    nvcc_flags = [*cuda.compile_flags, *NVCC_FLAGS, "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
     nvcc_flags += [*defines, *includes]
 
     lines = ["ninja_required_version = 1.8"]

@@ -45,6 +45,170 @@ def pool_trace(n_chunks: int, sleep_us: int = 0, fail_at: int = -1, inner: int =
 def cuda_devices() -> list[CudaDevice]: ...
 def cuda_runtime() -> CudaRuntime: ...
 
+# cuda: the `stepped` backend on a GPU; device -1 runs the same text on the host
+step_rows: dict[str, int]
+
+def step_chunks(width: int) -> int: ...
+def combine_on(
+    *,
+    device: int,
+    out_ptr: int,
+    base_ptr: int,
+    scale_ptr: int,
+    coefs: Sequence[float],
+    ptrs: Sequence[int],
+    n: int,
+    d: int,
+    is_double: bool,
+    stream: int,
+) -> None: ...
+
+class _StepKernels:
+    def __init__(
+        self,
+        *,
+        device: int,
+        batch: int,
+        width: int,
+        n_times: int,
+        max_steps: int,
+        first_step: float,
+        times_ptr: int,
+        step_size_ptr: int,
+        rtol_ptr: int,
+        atol_ptr: int,
+        q_ptr: int,
+        ys_ptr: int,
+        sample_ptr: int,
+        real_ptr: int,
+        whole_ptr: int,
+        counters_ptr: int,
+        y_ptr: int,
+        k_ptr: int,
+        partial_ptr: int,
+        c: Sequence[float],
+        a: Sequence[float],
+        e: Sequence[float],
+        degree: int,
+        control: Mapping[str, float],
+    ) -> None: ...
+    def keep_record(
+        self,
+        *,
+        step_chunks_ptr: int,
+        state_chunks_ptr: int,
+        coef_chunks_ptr: int,
+        steps_per_chunk: int,
+        states_per_chunk: int,
+        every: int,
+    ) -> None: ...
+    def use_lanes(self, lanes: int, sample_ptr: int) -> None: ...
+    def start(self, y0_ptr: int, k1_ptr: int, stream: int) -> None: ...
+    def probe(self, t_ptr: int, y_ptr: int, stream: int) -> None: ...
+    def choose_first_step(self, k_ptr: int, stream: int) -> None: ...
+    def stage(self, i: int, k_ptr: int, t_ptr: int, y_ptr: int, stream: int) -> None: ...
+    def finish_step(self, y1_ptr: int, k_ptr: int, stream: int) -> None: ...
+
+class StepKernels32(_StepKernels): ...
+class StepKernels64(_StepKernels): ...
+
+class _StepWalk:
+    def __init__(
+        self,
+        *,
+        device: int,
+        batch: int,
+        width: int,
+        n_times: int,
+        degree: int,
+        every: int,
+        states_per_chunk: int,
+        times_ptr: int,
+        table_ptr: int,
+        offsets_ptr: int,
+        sample_ptr: int,
+        state_chunks_ptr: int,
+        grad_ys_ptr: int,
+        grad_coefs_ptr: int,
+    ) -> None: ...
+    def states(self, j: int, n: int, y_ptr: int, stream: int) -> None: ...
+    def steps(self, j: int, n: int, t_ptr: int, h_ptr: int, stream: int) -> None: ...
+    def mark_inside(self, n: int, inside_ptr: int, stream: int) -> None: ...
+    def outputs(self, j: int, n: int, p_ptr: int, g_ptr: int, stream: int) -> None: ...
+
+class StepWalk32(_StepWalk): ...
+class StepWalk64(_StepWalk): ...
+
+# cuda: whole solves of fields with per-sample weight matrices
+net_rows: dict[str, int]
+net_activations: list[str]
+
+def net_supported(*, is_double: bool, widest: int, layers: int) -> bool: ...
+
+class _NetMethod:
+    def __init__(self, *, a: Sequence[float], b: Sequence[float], e: Sequence[float], q: Sequence[float]) -> None: ...
+    def forward(
+        self,
+        *,
+        device: int,
+        stream: int,
+        batch: int,
+        width: int,
+        n_times: int,
+        times_ptr: int,
+        time_row_stride: int,
+        time_sample_stride: int,
+        step_size_ptr: int,
+        first_step: float,
+        max_steps: int,
+        y0_ptr: int,
+        rtol_ptr: int,
+        atol_ptr: int,
+        ys_ptr: int,
+        k1_ptr: int,
+        y_ptr: int,
+        real_ptr: int,
+        whole_ptr: int,
+        queue_ptr: int,
+        n_queue: int,
+        control: Mapping[str, float],
+        layers: Sequence[tuple[float, ...]],
+        recorded: bool,
+        chunks: Sequence[tuple[int, int, int, int]],
+        pages: int,
+        per_page: int,
+        every: int,
+        taken_ptr: int,
+        last_ptr: int,
+    ) -> None: ...
+    def backward(
+        self,
+        *,
+        device: int,
+        stream: int,
+        batch: int,
+        width: int,
+        n_times: int,
+        times_ptr: int,
+        time_row_stride: int,
+        time_sample_stride: int,
+        whole_ptr: int,
+        grad_ys_ptr: int,
+        grad_y0_ptr: int,
+        scratch_ptr: int,
+        layers: Sequence[tuple[float, ...]],
+        chunks: Sequence[tuple[int, int, int, int]],
+        pages: int,
+        per_page: int,
+        every: int,
+        last_ptr: int,
+    ) -> None: ...
+    def groups(self, *, device: int, widest: int, layers: int, batch: int) -> int: ...
+    def shared_bytes(self, *, widest: int, layers: int, adjoint: bool) -> int: ...
+
+class NetMethod32(_NetMethod): ...
+class NetMethod64(_NetMethod): ...
+
 # cpu: kernels on raw pointers
 def combine(
     out_ptr: int,

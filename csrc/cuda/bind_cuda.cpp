@@ -6,6 +6,10 @@
 namespace py = pybind11;
 
 namespace fastode {
+
+void bind_step(py::module_& m);
+void bind_net(py::module_& m);
+
 namespace {
 
 CudaDevices devices() {
@@ -48,6 +52,8 @@ void bind_cuda(py::module_& m) {
     m.def("cuda_devices", &device_dicts, "The visible CUDA GPUs, one dict each; empty if there are none.");
     m.def("cuda_runtime", &runtime_dict,
           "Dict: driver and runtime versions (13000 is 13.0, 0 is none) and the reason why there are no devices.");
+    bind_step(m);
+    bind_net(m);
 }
 
 }  // namespace fastode

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastode.backends.base import Backend, ProgramBackend
 from fastode.backends.cpu.backend import CpuBackend
+from fastode.backends.cuda.backend import CudaBackend
 from fastode.backends.implicit.backend import ImplicitBackend
 from fastode.backends.reference import ReferenceBackend
 from fastode.backends.stepped import SteppedBackend
@@ -17,7 +18,7 @@ from fastode.backends.triton.backend import TritonBackend
 from fastode.problem import Inputs, Plan
 from fastode.program.capture import Capture, Refusal, capture_field
 
-PROGRAMS: tuple[ProgramBackend, ...] = (TritonBackend(), CpuBackend())
+PROGRAMS: tuple[ProgramBackend, ...] = (CudaBackend(), TritonBackend(), CpuBackend())
 """Backends that execute programs; ``backend="auto"`` tries them first, in this order."""
 FIELDS: tuple[Backend, ...] = (SteppedBackend(), ImplicitBackend(), ReferenceBackend())
 """Backends that call the field itself, tried next, in this order."""

@@ -1,4 +1,4 @@
-"""Backend ``stepped``: any torch field; everything else of a step in compiled kernels over the batch.
+"""Backend ``stepped``: any torch field, on the CPU or a GPU; everything else of a step in kernels over the batch.
 
 Forward, finished samples are dropped from the batch as soon as they are a good part of it, provided that the field
 gives the remaining rows the same values then (it may mix samples, or close over per-sample tensors). Backward, the
@@ -8,32 +8,37 @@ stages of each step are computed again from the record and pulled back one at a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastode._environment import _C, use_num_threads
+from fastode._environment import _C
 from fastode.backends.base import Forward, Gradients
 from fastode.backends.compare import same_rows
 from fastode.backends.stepped_adjoint import SteppedAdjoint, SteppedRecord
+from fastode.backends.stepped_device import DeviceSteps
+from fastode.backends.stepped_host import HostSteps
 from fastode.checkpoint import Checkpoint
-from fastode.controllers import IController
 from fastode.problem import Plan
-from fastode.solution import DenseOutput, Stats
 from fastode.status import Status
 from fastode.vjp import FieldVjp
 
-_CPU = torch.device("cpu")  # named everywhere: the default device may be another
 _MAX_STAGES = 32
 _COMPACT_BELOW = 0.75
 """The batch is compacted when no more than this part of its samples is still running."""
 
 
 class SteppedBackend:
-    """Field as torch operations, the rest compiled; on the CPU."""
+    """Field as torch operations, the rest compiled; on the CPU and on NVIDIA GPUs.
+
+    Args:
+        as_on_device: run the kernels of GPUs, compiled for the host, on the CPU too: for tests without a GPU.
+    """
 
     name = "stepped"
+
+    def __init__(self, as_on_device: bool = False) -> None:
+        self._as_on_device = as_on_device
 
     def unavailable(self) -> str | None:
         """Runs wherever the extension was built."""
@@ -42,8 +47,10 @@ class SteppedBackend:
     def unsupported(self, plan: Plan) -> str | None:
         """See ``Backend.unsupported``."""
         device = plan.field.state.device
-        if device.type != "cpu":
-            return f"its kernels run on the CPU, the state is on {device}"
+        if device.type not in ("cpu", "cuda"):
+            return f"its kernels run on the CPU and on NVIDIA GPUs, the state is on {device}"
+        if device.type == "cuda" and (torch.version.hip or not _C.build_info()["cuda"]):
+            return f"its kernels for NVIDIA GPUs are not there: {_C.build_info()['cuda_reason']}"
         if plan.tableau.n_stages > _MAX_STAGES:
             return f"at most {_MAX_STAGES} stages, {plan.tableau.name} has {plan.tableau.n_stages}"
         return None
@@ -52,9 +59,10 @@ class SteppedBackend:
         self, plan: Plan, y0: Tensor, controls: Sequence[Tensor], k1: Tensor, policy: Checkpoint | None
     ) -> Forward:
         """See ``Backend.forward``."""
-        use_num_threads()
         with torch.no_grad():
-            return _forward(plan, y0.detach().contiguous(), [c.detach() for c in controls], k1.contiguous(), policy)
+            y0, k1 = y0.detach().contiguous(), k1.contiguous()
+            kind = DeviceSteps if self._as_on_device or y0.device.type != "cpu" else HostSteps
+            return _forward(kind(plan, y0, k1, policy), plan, [c.detach() for c in controls], k1, policy is not None)
 
     def backward(
         self,
@@ -66,83 +74,36 @@ class SteppedBackend:
         grad_coefs: Tensor | None,
     ) -> Gradients:
         """See ``Backend.backward``."""
-        use_num_threads()
         return SteppedAdjoint(plan, record, controls, vjp, grad_ys, grad_coefs).run()
 
 
-def _forward(plan: Plan, y0: Tensor, controls: list[Tensor], k1: Tensor, policy: Checkpoint | None) -> Forward:
-    tableau, dtype = plan.tableau, y0.dtype
-    batch, width = y0.shape
-    wide = dtype == torch.float64
-    ys = torch.full((plan.times.shape[0], batch, width), torch.nan, dtype=dtype, device=_CPU)
-    times = plan.times.contiguous()
-    steps = None
-    if policy is not None or plan.dense:
-        make_record = _C.StepRecord64 if wide else _C.StepRecord32
-        every, budget = (policy.every, policy.max_bytes or 0) if policy is not None else (0, 0)
-        steps = make_record(batch, width, every, budget)
-    controller, step_size = plan.controller, plan.step_size
-    if step_size is not None and batch == 0:
-        step_size = step_size.new_ones(1)  # an empty tensor has no address, and none means adaptive steps
-    stepper = (_C.Stepper64 if wide else _C.Stepper32)(
-        batch=batch,
-        width=width,
-        n_times=plan.times.shape[0],
-        times_ptr=times.data_ptr(),
-        step_size_ptr=0 if step_size is None else step_size.data_ptr(),
-        rtol_ptr=plan.rtol.data_ptr(),
-        atol_ptr=plan.atol.data_ptr(),
-        ys_ptr=ys.data_ptr(),
-        max_steps=plan.max_steps,
-        first_step=0.0 if controller is None else controller.first_step or 0.0,
-        dense=plan.dense,
-        c=tableau.c.tolist(),
-        a=tableau.a.flatten().tolist(),
-        e=[] if tableau.e is None else tableau.e.tolist(),
-        q=tableau.q.flatten().tolist(),
-        control=(controller or IController()).constants(tableau.error_exponent),
-        record=steps,
-    )
-    stepper.start(y0.data_ptr(), k1.data_ptr())
+def _forward(steps: HostSteps | DeviceSteps, plan: Plan, controls: list[Tensor], k1: Tensor, recorded: bool) -> Forward:
     # k is the field at (t, y): the values that samples must get by themselves before the others may be dropped.
-    k, t, y = k1, plan.times[0].to(dtype, copy=True), y0.clone()
-    if controller is not None and controller.first_step is None and batch > 0:
-        stepper.probe(t.data_ptr(), y.data_ptr())
-        k = plan.field(t, y, controls).contiguous()
-        stepper.choose_first_step(k.data_ptr())
+    k, controller = k1, plan.controller
+    if controller is not None and controller.first_step is None and plan.batch > 0:
+        steps.probe()
+        k = plan.field(steps.t, steps.y, controls).contiguous()
+        steps.choose_first_step(k)
 
-    running = len(stepper.running())
     may_compact = True
-    while running > 0:
-        if may_compact and running <= _COMPACT_BELOW * stepper.lanes:
-            kept = torch.from_numpy(stepper.running())
+    while steps.more():
+        if may_compact and steps.running <= _COMPACT_BELOW * steps.lanes:
+            kept = steps.running_lanes()
             fewer = [c[kept] for c in controls]
-            same = same_rows(plan.field, t[kept], y[kept], fewer, k[kept])
+            same = same_rows(plan.field, steps.t[kept], steps.y[kept], fewer, k[kept])
             if same:
-                stepper.compact()
-                controls, t, y = fewer, t[:running], y[:running]
+                steps.compact(kept)
+                controls = fewer
             elif same is not None:
                 may_compact = False
-        for i in range(1, tableau.n_stages):
-            stepper.stage(i, 0 if i == 1 else k.data_ptr(), t.data_ptr(), y.data_ptr())
-            # The kernel copies k before y is overwritten: a field may return its argument, or a buffer of its own.
-            k = plan.field(t, y, controls).contiguous()
-        running = stepper.finish_step(y.data_ptr(), k.data_ptr())
+        for i in range(1, plan.tableau.n_stages):
+            steps.stage(i, k)
+            k = plan.field(steps.t, steps.y, controls).contiguous()
+        steps.finish_step(k)
 
-    n_accepted, n_rejected = torch.from_numpy(stepper.n_accepted()), torch.from_numpy(stepper.n_rejected())
-    stats = Stats(n_accepted, n_rejected, torch.from_numpy(stepper.n_evals()))
-    status, reached = torch.from_numpy(stepper.status()), torch.from_numpy(stepper.reached())
+    status, reached, stats = steps.finish()
     record = None
-    if steps is not None:
-        steps.finish()
-        if policy is not None:
-            record = SteppedRecord(steps, k1, ys[-1].clone(), status == Status.SUCCESS, may_compact)
-    dense = _dense_output(plan, stepper, steps, ys[0], reached, n_accepted) if plan.dense else None
-    return Forward(ys, dense, status, reached, stats, record)
-
-
-def _dense_output(plan: Plan, stepper: Any, steps: Any, y0: Tensor, reached: Tensor, n_accepted: Tensor) -> DenseOutput:
-    coefs = torch.empty(steps.steps, plan.tableau.degree + 1, y0.shape[1], dtype=y0.dtype, device=_CPU)
-    stepper.copy_dense(coefs.data_ptr())
-    start, _, size, rows = (torch.from_numpy(column) for column in steps.table())
-    return DenseOutput(start, size, rows, coefs, n_accepted, plan.times[0], reached, y0)
+    if recorded:
+        record = SteppedRecord(steps.record, k1, steps.ys[-1].clone(), status == Status.SUCCESS, may_compact)
+    dense = steps.dense_output(reached, stats.n_accepted) if plan.dense else None
+    return Forward(steps.ys, dense, status, reached, stats, record)

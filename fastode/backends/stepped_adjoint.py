@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastode._environment import _C
 from fastode.backends.base import Gradients
 from fastode.backends.compare import check_repeatable, same_rows
 from fastode.backends.healthy import healthy_index
+from fastode.backends.stepped_device import DeviceRecord, DeviceWalk
+from fastode.backends.stepped_host import HostWalk
 from fastode.field import work_dtype
 from fastode.problem import Plan
 from fastode.vjp import FieldVjp
 
-_CPU = torch.device("cpu")  # named everywhere: the default device may be another
 _RAGGED_BELOW = 0.9
 """The backward batch shrinks with the samples when they take less than this part of the longest one's steps."""
 
@@ -27,7 +27,7 @@ class SteppedRecord:
     """What the backward pass needs.
 
     Attributes:
-        steps: the compiled record of steps.
+        steps: the record of steps: compiled, or a ``DeviceRecord``.
         k1: (B, D), the field at the start.
         final: (B, D), the state at the end.
         solved: (B,) bool.
@@ -39,6 +39,20 @@ class SteppedRecord:
     final: Tensor
     solved: Tensor
     separable: bool
+
+    def table(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Accepted steps of each sample (B,) int64; start, end and signed size of each, (N, B) float64, padded."""
+        if isinstance(self.steps, DeviceRecord):
+            return self.steps.padded()
+        t, t_next, h, _ = (torch.from_numpy(column) for column in self.steps.table())
+        return torch.from_numpy(self.steps.count()), t, t_next, h
+
+    def walk(
+        self, plan: Plan, lanes: Tensor, grad_ys: Tensor | None, grad_coefs: Tensor | None
+    ) -> HostWalk | DeviceWalk:
+        """Reads it back to front; lanes (n,) int64 are samples."""
+        kind = DeviceWalk if isinstance(self.steps, DeviceRecord) else HostWalk
+        return kind(self.steps, plan, lanes, grad_ys, grad_coefs)
 
 
 class SteppedAdjoint:
@@ -59,68 +73,52 @@ class SteppedAdjoint:
         grad_coefs: Tensor | None,
     ) -> None:
         self.plan, self.steps, self.vjp = plan, record.steps, vjp
-        self.k1 = record.k1
-        self.wide = grad_ys.dtype == torch.float64
+        self.k1, self.device, self.dtype = record.k1, record.k1.device, grad_ys.dtype
         self.width = grad_ys.shape[2]
+        # What decides on the way of the walk is looked at on the host, once.
         count = torch.from_numpy(record.steps.count())
-        moving = record.solved & (count > 0)
-        self.moving = moving
+        moving = record.solved.cpu() & (count > 0)
         self.longest = int(count[moving].max()) if bool(moving.any()) else 0
         self.shrinks = False
         total = int(count[moving].sum())
-        self.lanes = healthy_index(moving)
-        if record.separable and total < _RAGGED_BELOW * self.longest * plan.batch:
-            self.shrinks = self._try_shrinking(plan, record, controls, count)
-        self.count = count[self.lanes]
-        self.final = record.final[self.lanes]
+        lanes = healthy_index(moving)
         # Copies of healthy samples in the place of others: they must not bring the gradients of their originals again.
-        twins = self.lanes != torch.arange(len(self.lanes), device=_CPU)
-        self.twins = None if self.shrinks or not bool(twins.any()) else twins
-        grad_ys = grad_ys.contiguous()
-        grad_coefs = None if grad_coefs is None else grad_coefs.contiguous()
-        times = plan.times.contiguous()
-        self.kept_alive = (grad_ys, grad_coefs, times)
-        self.walker = (_C.StepWalker64 if self.wide else _C.StepWalker32)(
-            record=record.steps,
-            width=self.width,
-            n_times=plan.times.shape[0],
-            degree=plan.tableau.degree,
-            times_ptr=times.data_ptr(),
-            grad_ys_ptr=grad_ys.data_ptr(),
-            grad_coefs_ptr=0 if grad_coefs is None else grad_coefs.data_ptr(),
-            samples=self.lanes.tolist(),
-        )
+        twins = lanes != torch.arange(len(lanes), device="cpu")
+        if record.separable and total < _RAGGED_BELOW * self.longest * plan.batch:
+            order = self._shrinking_order(plan, record, controls, count, moving, lanes)
+            self.shrinks = order is not None
+            lanes = lanes if order is None else order
+        self.twins = None if self.shrinks or not bool(twins.any()) else twins.to(self.device)
+        self.count, self.lanes = count[lanes], lanes.to(self.device)
+        self.final = record.final[self.lanes]
+        self.walker = record.walk(plan, lanes, grad_ys, grad_coefs)
         self.controls = [c.detach()[self.lanes] for c in controls]
         self.rows: list[Tensor] = []
         self.rows_for = -1
 
-    def _try_shrinking(self, plan: Plan, record: SteppedRecord, controls: Sequence[Tensor], count: Tensor) -> bool:
-        """Sorts the lanes if the field gives half of them, in the new order, the values of the whole batch."""
-        order = torch.argsort(torch.where(self.moving, count, -1), descending=True, stable=True)
-        order = order[: int(self.moving.sum())]
-        everyone, some = self.lanes, order[: (len(order) + 1) // 2]
-        y = torch.empty(plan.batch, self.width, dtype=record.k1.dtype, device=_CPU)
-        t, h = torch.empty(2, plan.batch, dtype=torch.float64, device=_CPU)
-        probe = (_C.StepWalker64 if self.wide else _C.StepWalker32)(
-            record=record.steps,
-            width=self.width,
-            n_times=0,
-            degree=0,
-            times_ptr=0,
-            grad_ys_ptr=0,
-            grad_coefs_ptr=0,
-            samples=everyone.tolist(),
-        )
+    def _shrinking_order(
+        self,
+        plan: Plan,
+        record: SteppedRecord,
+        controls: Sequence[Tensor],
+        count: Tensor,
+        moving: Tensor,
+        everyone: Tensor,
+    ) -> Tensor | None:
+        """The lanes sorted, if the field gives half of them, in the new order, the values of the whole batch."""
+        order = torch.argsort(torch.where(moving, count, -1), descending=True, stable=True)
+        order = order[: int(moving.sum())]
+        some = order[: (len(order) + 1) // 2].to(self.device)
+        probe = record.walk(plan, everyone, None, None)
         # In the states that are kept last: at the start a field may be zero, or all samples the same.
-        probe.states(self.longest, plan.batch, y.data_ptr())
-        probe.steps(self.longest, plan.batch, t.data_ptr(), h.data_ptr())
+        y = probe.states(self.longest, plan.batch)
+        t, _ = probe.steps(self.longest, plan.batch)
         with torch.no_grad():
-            rows = [c.detach()[everyone] for c in controls]
+            rows = [c.detach()[everyone.to(self.device)] for c in controls]
             expected = plan.field(t, y, rows)
             if not same_rows(plan.field, t[some], y[some], [row[some] for row in rows], expected[some]):
-                return False
-        self.lanes = order
-        return True
+                return None
+        return order
 
     def active(self, j: int) -> int:
         """Number of lanes that are evaluated at step number j."""
@@ -134,8 +132,8 @@ class SteppedAdjoint:
 
     def run(self) -> Gradients:
         """The whole walk."""
-        n_lanes, dtype = len(self.lanes), self.kept_alive[0].dtype
-        p = torch.zeros(n_lanes, self.width, dtype=dtype, device=_CPU)
+        n_lanes = len(self.lanes)
+        p = torch.zeros(n_lanes, self.width, dtype=self.dtype, device=self.device)
         wanted = self.vjp.wanted(self.use_rows(n_lanes))
         totals: list[Tensor | None] = [None] * len(wanted)
         every = self.steps.every
@@ -162,68 +160,45 @@ class SteppedAdjoint:
     def block(self, start: int, length: int) -> list[Tensor]:
         """States at the start of steps start, start + 1, ...: the first from the record, the others computed again."""
         n = self.active(start)
-        y = torch.empty(n, self.width, dtype=self.kept_alive[0].dtype, device=_CPU)
-        self.walker.states(start, n, y.data_ptr())
+        y = self.walker.states(start, n)
         standing = self.count[:n] <= start
         if bool(standing.any()):  # they are where the forward pass had them, should the field look at other samples
-            y = torch.where(standing[:, None], self.final[:n], y)
+            y = torch.where(standing[:, None].to(self.device), self.final[:n], y)
         states = [y]
         with torch.no_grad():
             for j in range(start, start + length - 1):
                 n = self.active(j + 1)
                 y = states[-1][:n]
                 rows = [c[:n] for c in self.controls]
-                t, h = self.times(j, n)
+                t, h = self.walker.steps(j, n)
                 stages: list[Tensor] = []
                 state = y
                 for i in range(self.plan.tableau.n_stages):
                     if i:
-                        state = self.combine(y, h, list(self.plan.tableau.a[i, :i]), stages)
+                        state = self.walker.combine(y, h, self.plan.tableau.a[i, :i].tolist(), stages)
                     if i + 1 < self.plan.tableau.n_stages:  # the last stage's state is the new one
                         stages.append(self.plan.field(t + float(self.plan.tableau.c[i]) * h, state, rows).contiguous())
                 states.append(state)
         return states
 
-    def times(self, j: int, n: int) -> tuple[Tensor, Tensor]:
-        """Start and size of step j of the first n lanes, (n,) float64."""
-        t, h = torch.empty(2, n, dtype=torch.float64, device=_CPU)
-        self.walker.steps(j, n, t.data_ptr(), h.data_ptr())
-        return t, h
-
-    def combine(self, base: Tensor | None, scale: Tensor | None, coefs: list[float], terms: list[Tensor]) -> Tensor:
-        """Computes base + scale sum_j coefs[j] terms[j], all (n, D), scale (n,) float64."""
-        like = terms[0] if base is None else base
-        out = torch.empty_like(like)
-        _C.combine(
-            out.data_ptr(),
-            0 if base is None else base.data_ptr(),
-            0 if scale is None else scale.data_ptr(),
-            [float(c) for c in coefs],
-            [term.data_ptr() for term in terms],
-            like.shape[0],
-            self.width,
-            self.wide,
-        )
-        return out
-
     def step(self, j: int, y: Tensor, p: Tensor, totals: list[Tensor | None]) -> None:
         """The adjoint of step number j: p (lanes, D) before and after in place, gradients added to totals."""
         tableau, n = self.plan.tableau, y.shape[0]
-        s, degree = tableau.n_stages, tableau.degree
-        t, h = self.times(j, n)
+        s = tableau.n_stages
+        t, h = self.walker.steps(j, n)
         p_n = p[:n]
-        inner = torch.empty(degree + 1, n, self.width, dtype=y.dtype, device=_CPU)
-        inside = self.walker.outputs(j, n, p_n.data_ptr(), inner.data_ptr())
+        inner = self.walker.outputs(j, p_n)
         if self.twins is not None:
-            p_n[self.twins] = 0.0
-            inner[:, self.twins] = 0.0
-        used = s if inside or tableau.b[s - 1] != 0.0 else s - 1
+            p_n.masked_fill_(self.twins[:, None], 0.0)
+            if inner is not None:
+                inner.masked_fill_(self.twins[:, None], 0.0)
+        used = s if inner is not None or tableau.b[s - 1] != 0.0 else s - 1
 
         rows = self.use_rows(n)
         states: list[Tensor] = []
         values: list[Tensor] = []
         for i in range(used):
-            state = y if i == 0 else self.combine(y, h, list(tableau.a[i, :i]), values)
+            state = y if i == 0 else self.walker.combine(y, h, tableau.a[i, :i].tolist(), values)
             states.append(state.detach().requires_grad_())
             values.append(self.vjp(t + float(tableau.c[i]) * h, states[-1], rows))
 
@@ -235,22 +210,22 @@ class SteppedAdjoint:
         pulled_from: list[int] = []
         for i in reversed(range(used)):
             coefs, terms = [float(tableau.b[i])], [p_n]
-            if inside:
+            if inner is not None:
                 coefs += [float(q) for q in tableau.q[i]]
                 terms += list(inner[1:].unbind())
             coefs += [float(tableau.a[m, i]) for m in pulled_from]
             terms += pulled
             if not any(coefs):
                 continue
-            g = self.combine(None, h, coefs, terms)
+            g = self.walker.combine(None, h, coefs, terms)
             grads = self.vjp.pull(values[i], states[i], rows, g)
             if grads[0] is not None:
                 pulled.append(grads[0].contiguous())
                 pulled_from.append(i)
             self.accumulate(totals, grads[1:], n)
-        sums = pulled + ([inner[0]] if inside else [])
+        sums = pulled + ([inner[0]] if inner is not None else [])
         if sums:
-            p_n.copy_(self.combine(p_n, None, [1.0] * len(sums), sums))
+            p_n.copy_(self.walker.combine(p_n, None, [1.0] * len(sums), sums))
 
     def accumulate(self, totals: list[Tensor | None], grads: list[Tensor | None], n: int) -> None:
         """Adds gradients by wanted controls (n rows) and externals, in the order of the walk."""

@@ -39,8 +39,7 @@ def steps_of(record: Any, y0: Tensor) -> Steps | None:
         n = int(count.max()) if count.numel() else 0
         t, t_next, h = (table.new_zeros(n, len(count)).index_put(place, column) for column in table.unbind(1))
     elif isinstance(record, SteppedRecord):
-        count = torch.from_numpy(record.steps.count())
-        t, t_next, h, _ = (torch.from_numpy(column) for column in record.steps.table())
+        count, t, t_next, h = record.table()
     elif isinstance(record, ImplicitRecord):
         count = record.steps.count
         t, t_next, h = intervals(record.steps)

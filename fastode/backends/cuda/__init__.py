@@ -1,0 +1,1 @@
+"""Backend ``cuda``: whole solves of fields with per-sample weight matrices by kernels written by hand."""
