@@ -158,7 +158,7 @@ def _either(value: Value, op: str, number: float) -> Value | None:
 
 def _activation(value: Value) -> tuple[str, Value]:
     """Name and operand of an activation, as lowering writes it; "identity" and the value itself if it is none."""
-    if value.op in ("tanh", "sigmoid", "relu", "sin"):
+    if value.op in ("tanh", "sigmoid", "relu", "sin", "softplus"):
         return value.op, value.args[0]
     if value.op == "mul":
         for x, gate in (value.args, value.args[::-1]):
@@ -171,15 +171,8 @@ def _activation(value: Value) -> tuple[str, Value]:
                     return "gelu", half
     if value.op == "where" and value.args[0].op == "gt":
         condition, x, other = value.args
-        known, bound = condition.args
-        if known is x:
-            for name, number, functions in (("softplus", 20.0, ("log1p", "exp")), ("elu", 0.0, ("expm1",))):
-                inner: Value | None = other
-                for function in functions:
-                    inner = inner.args[0] if inner is not None and inner.op == function else None
-                safe = inner is not None and (
-                    inner is x or (inner.op == "where" and inner.args[0] is condition and inner.args[2] is x)
-                )
-                if safe and _number(bound, number):
-                    return name, x
+        if condition.args[0] is x and _number(condition.args[1], 0.0) and other.op == "expm1":
+            inner = other.args[0]  # x, or x with zero where it is not used
+            if inner is x or (inner.op == "where" and inner.args[0] is condition and inner.args[2] is x):
+                return "elu", x
     return "identity", value
