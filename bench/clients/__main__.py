@@ -1,0 +1,104 @@
+"""``python -m bench.clients``: what a script of torchdiffeq's gains by changing its import.
+
+Two copies of a script, with the same parameters and data, train in turn: one step with torchdiffeq, one with
+``fastode.compat.torchdiffeq``, the other way round in the next round.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torchdiffeq
+
+import fastode.compat.torchdiffeq as ours
+from bench import machine
+from bench.clients import CLIENTS, Training, error
+
+WARM = 3
+"""Steps between the first, in which functions are recorded, and those that are timed."""
+COLUMNS = [
+    *("client", "about", "rounds", "torchdiffeq_ms", "fastode_ms", "times", "times_least", "times_most", "first_ms"),
+    *("torchdiffeq_error", "fastode_error", "torchdiffeq_loss", "fastode_loss"),
+]
+
+
+def measure(name: str, rounds: int) -> dict[str, Any]:
+    """One row of the table."""
+    libraries = {"torchdiffeq": torchdiffeq, "fastode": ours}
+    trainings = {key: Training(CLIENTS[name](library)) for key, library in libraries.items()}
+    small = trainings["fastode"].client.small
+    errors = {key: error(CLIENTS[name](library, **small)) for key, library in libraries.items()}
+    for training in trainings.values():
+        first = _milliseconds(training)  # that of fastode, the last, is kept
+        for _ in range(WARM):
+            training.step()
+    times: dict[str, list[float]] = {key: [] for key in libraries}
+    for number in range(rounds):
+        gc.collect()
+        for key in list(libraries)[:: 1 if number % 2 else -1]:
+            times[key].append(_milliseconds(trainings[key]))
+    ratios = [a / b for a, b in zip(times["torchdiffeq"], times["fastode"], strict=True)]
+    return {
+        "client": name,
+        "about": trainings["fastode"].client.about,
+        "rounds": rounds,
+        "torchdiffeq_ms": f"{statistics.median(times['torchdiffeq']):.4g}",
+        "fastode_ms": f"{statistics.median(times['fastode']):.4g}",
+        "times": f"{statistics.median(ratios):.3g}",
+        "times_least": f"{min(ratios):.3g}",
+        "times_most": f"{max(ratios):.3g}",
+        "first_ms": f"{first:.4g}",
+        **{f"{key}_error": f"{value:.2g}" for key, value in errors.items()},
+        **{f"{key}_loss": f"{training.losses[-1]:.6g}" for key, training in trainings.items()},
+    }
+
+
+def _milliseconds(training: Training) -> float:
+    """The time of one step."""
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        training.step()
+        return 1e3 * (time.perf_counter() - start)
+    finally:
+        gc.enable()
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--client", "names", multiple=True, type=click.Choice(list(CLIENTS)), help="Only these  [default: all].")
+@click.option("--rounds", type=click.IntRange(1), default=31, help="Timed steps of each library; the median counts.")
+@click.option("--threads", type=click.IntRange(1), default=1, help="Threads of torch.")
+@click.option("--note", default="", help="Goes into the machine line: what else ran there.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for clients.csv.")
+def main(names: tuple[str, ...], rounds: int, threads: int, note: str, out: Path | None) -> None:
+    """Times training steps of the scripts in bench/clients with torchdiffeq and with fastode in its place.
+
+    Errors are those of loss and gradients in the first step, at a smaller size, against a far tighter solve in
+    float64. The losses are those of the last step.
+    """
+    torch.set_num_threads(threads)
+    line = ", ".join(part for part in (machine.measure(torch.device("cpu"), torch.float32).line(), note) if part)
+    click.echo(line)
+    rows = []
+    for name in names or CLIENTS:
+        row = measure(name, rounds)
+        rows.append(row)
+        click.echo("   ".join(f"{key} {value}" for key, value in row.items() if key not in ("about", "rounds")))
+        if out is not None:  # after every client, so that an interrupted run keeps what it has
+            out.mkdir(parents=True, exist_ok=True)
+            with (out / "clients.csv").open("w", newline="", encoding="utf-8") as file:
+                file.write(f"# {line}\n")
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
