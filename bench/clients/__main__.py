@@ -1,6 +1,6 @@
 """``python -m bench.clients``: what a script of torchdiffeq's gains by changing its import.
 
-Two copies of a script, with the same parameters and data, train in turn: one step with torchdiffeq, one with
+Two copies of a script, with the same parameters and data, train in turn: some steps with torchdiffeq, as many with
 ``fastode.compat.torchdiffeq``, the other way round in the next round.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import math
 import statistics
 import time
 from pathlib import Path
@@ -23,32 +24,46 @@ from bench.clients import CLIENTS, Training, error
 
 WARM = 3
 """Steps between the first, in which functions are recorded, and those that are timed."""
+SHORTEST, MOST_STEPS = 20.0, 20
+"""Milliseconds that fastode's steps of a round are to take together, and how many they are at most."""
 COLUMNS = [
-    *("client", "about", "rounds", "torchdiffeq_ms", "fastode_ms", "times", "times_least", "times_most", "first_ms"),
+    *(
+        "client",
+        "about",
+        "rounds",
+        "steps",
+        "torchdiffeq_ms",
+        "fastode_ms",
+        "times",
+        "times_least",
+        "times_most",
+        "first_ms",
+    ),
     *("torchdiffeq_error", "fastode_error", "torchdiffeq_loss", "fastode_loss"),
 ]
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
-    """One row of the table."""
+    """One row of the table: milliseconds of a step, and how many times as long torchdiffeq takes, by rounds."""
     libraries = {"torchdiffeq": torchdiffeq, "fastode": ours}
     trainings = {key: Training(CLIENTS[name](library)) for key, library in libraries.items()}
-    small = trainings["fastode"].client.small
-    errors = {key: error(CLIENTS[name](library, **small)) for key, library in libraries.items()}
     for training in trainings.values():
-        first = _milliseconds(training)  # that of fastode, the last, is kept
-        for _ in range(WARM):
-            training.step()
+        first = _milliseconds(training, 1)  # that of fastode, the last, is kept
+        warm = min(_milliseconds(training, 1) for _ in range(WARM))
+    steps = min(MOST_STEPS, math.ceil(SHORTEST / warm))
     times: dict[str, list[float]] = {key: [] for key in libraries}
     for number in range(rounds):
         gc.collect()
         for key in list(libraries)[:: 1 if number % 2 else -1]:
-            times[key].append(_milliseconds(trainings[key]))
+            times[key].append(_milliseconds(trainings[key], steps))
+    small = trainings["fastode"].client.small
+    errors = {key: error(CLIENTS[name](library, **small)) for key, library in libraries.items()}
     ratios = [a / b for a, b in zip(times["torchdiffeq"], times["fastode"], strict=True)]
     return {
         "client": name,
         "about": trainings["fastode"].client.about,
         "rounds": rounds,
+        "steps": steps,
         "torchdiffeq_ms": f"{statistics.median(times['torchdiffeq']):.4g}",
         "fastode_ms": f"{statistics.median(times['fastode']):.4g}",
         "times": f"{statistics.median(ratios):.3g}",
@@ -60,20 +75,21 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def _milliseconds(training: Training) -> float:
-    """The time of one step."""
+def _milliseconds(training: Training, steps: int) -> float:
+    """The mean time of some steps in a row."""
     gc.disable()
     try:
         start = time.perf_counter()
-        training.step()
-        return 1e3 * (time.perf_counter() - start)
+        for _ in range(steps):
+            training.step()
+        return 1e3 * (time.perf_counter() - start) / steps
     finally:
         gc.enable()
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--client", "names", multiple=True, type=click.Choice(list(CLIENTS)), help="Only these  [default: all].")
-@click.option("--rounds", type=click.IntRange(1), default=31, help="Timed steps of each library; the median counts.")
+@click.option("--rounds", type=click.IntRange(1), default=15, help="Rounds; the median counts.")
 @click.option("--threads", type=click.IntRange(1), default=1, help="Threads of torch.")
 @click.option("--note", default="", help="Goes into the machine line: what else ran there.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for clients.csv.")

@@ -250,7 +250,7 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
         return min(100 * h0, h1) if math.isfinite(h1) else h0
 
     def _advance(self, next_t: Tensor) -> Tensor:
-        target = float(next_t)
+        target = float(next_t.detach())
         n_steps = 0
         while target > self._t:
             self._require_steps(n_steps)
