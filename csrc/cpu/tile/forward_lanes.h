@@ -34,12 +34,12 @@ public:
     // before; k1 and h0 hold what is found for samples until a lane takes them.
     void run(int64_t begin, int64_t end, Workspace& memory) {
         begin_ = begin;
-        const int64_t last = begin + (end - begin - 1) / lanes_ * lanes_;  // the first sample of the last tile
+        const int64_t last = std::max(begin, end - lanes_);  // the first sample of the last tile, which is a whole one
         k1_ = last > begin ? memory.take<T>((last - begin) * dim_) : nullptr;
         h0_ = last > begin ? memory.take<double>(last - begin) : nullptr;
         sound_ = last > begin ? memory.take<char>(last - begin) : nullptr;
-        for (int64_t first = begin; first <= last; first += lanes_) {
-            const int64_t n = std::min(lanes_, end - first);
+        for (int64_t first = begin, n = 0; first < end; first += n) {
+            n = first == last ? end - last : std::min(lanes_, last - first);
             load(first, n);
             Base::choose_first_steps(first_, n);
             if (solve_.k1 != nullptr) {
@@ -53,7 +53,7 @@ public:
                 sound_[at] = !std::isnan(d1_[lane]);
             }
         }
-        // The last tile goes first: it is there already.
+        // The last tile goes first: it is there already. As many lanes as it has are in use until samples run out.
         queue_ = begin;
         queue_end_ = last;
         std::fill_n(l_.alive, padded_, 0.0);
