@@ -4,13 +4,27 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from triton.runtime import interpreter
 
 import fastode
 from fastode.backends.triton import backend
 from fastode.backends.triton.heuristics import SCALARISED, TILED, Launch
 from fastode.backends.triton.kernels import Kernels
+from fastode.backends.triton.tiles import last_axis_first
 from fastode.tree import leaves, tree_map
 from tests.program.tools import F64, moved
+
+_patch_tensor = interpreter._patch_lang_tensor
+
+
+def _patch_tensor_and_index(tensor, scope):
+    """Triton 3.6 asks NumPy for the integer in an array of shape (1,), which NumPy gives no longer since 2.4."""
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+
+if not last_axis_first():  # 3.6 or older
+    interpreter._patch_lang_tensor = _patch_tensor_and_index
 
 LAUNCHES = {
     "scalarised": Launch(SCALARISED, samples=4, warps=1),
