@@ -191,3 +191,8 @@ class ProgramBackend(Protocol):
     ) -> Tensor:
         """dy/dt (B, D) at times (B,) float64 and states (B, D)."""
         ...
+
+
+def reads_halves(backend: ProgramBackend) -> bool:
+    """Whether a backend takes leaves in half precision as they are stored, see ``Leaf.half``; most do not say."""
+    return bool(getattr(backend, "reads_halves", False))

@@ -19,15 +19,16 @@ from fastode.program.autodiff import pullback
 from fastode.program.evaluate import evaluate, evaluate_pullback
 from fastode.program.identity import KEPT_ON_FIELDS, Description, Guard, describe, difference
 from fastode.program.ir import Program, Pullback
-from fastode.program.lower import KNOWN, Lowered, fold_prologue, lower, run_prologue
+from fastode.program.lower import KNOWN, Lowered, Origin, fold_prologue, lower, run_prologue
 from fastode.program.trace import Graph, NotAProgram, Ref, Written, record
 from fastode.vjp import Substitute, need_stand_ins
 
 _KEPT = 256
 """Captures that are remembered, the least recently used are dropped."""
 _FLOATS = (torch.float32, torch.float64)
-_PRECISION = {torch.float32: 3e-4, torch.float64: 1e-7}
+_PRECISION = {torch.float32: 3e-4, torch.float64: 1e-7, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Of the comparison with the field. Torch computes some gradients in float64 with constants in float32."""
+_Places = tuple[tuple[int, ...], tuple[int, ...]] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,9 @@ class Capture:
         externals: (number in the prologue, place among ``Description.tensors``) of the tensors that the field holds.
         literals: tensors that the field makes from numbers in its code, by number.
         batch: the batch size that it holds for, None for any.
+        batch_dims: of the per-sample leaves, where in the tensor the samples are.
+        plain: where no prologue is needed, the leaves' places among controls and externals; first of the leaves in the
+            state's dtype, then of those as they are stored.
         indices: (place among ``Description.tensors``, integers there) that are part of the program.
         held: keeps alive what the key names by identity.
         compiled: what backends made of it, by keys of their own.
@@ -54,7 +58,7 @@ class Capture:
     literals: dict[int, Tensor]
     batch: int | None
     batch_dims: tuple[int, ...]
-    plain: tuple[tuple[int, ...], tuple[int, ...]] | None
+    plain: tuple[_Places, _Places]
     held: tuple[Any, ...]
     indices: tuple[tuple[int, Tensor], ...] = ()
     compiled: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -65,8 +69,12 @@ class Capture:
             return False
         return self.batch is None or self.batch == batch
 
+    def is_plain(self, stored: bool) -> bool:
+        """Whether the leaves are controls and externals themselves, in the state's dtype or as they are stored."""
+        return self.plain[stored] is not None
+
     def leaves(
-        self, tensors: Sequence[Tensor], controls: Sequence[Tensor], batch: int
+        self, tensors: Sequence[Tensor], controls: Sequence[Tensor], batch: int, stored: bool = False
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The program's leaves, shared (*shape) and per sample (B, *shape), with their graph.
 
@@ -74,18 +82,20 @@ class Capture:
             tensors: of the field's description, as they are now.
             controls: leaves (B, ...).
             batch: B.
+            stored: leaves with ``half`` as they are stored; otherwise all are of the state's dtype.
         """
-        if self.plain is not None:  # no prologue: leaves are controls and externals themselves
+        places = self.plain[stored]
+        if places is not None:
             pool = (*controls, *tensors)
-            return [pool[i] for i in self.plain[0]], [pool[i] for i in self.plain[1]]
+            return [pool[i] for i in places[0]], [pool[i] for i in places[1]]
+        origin = self.lowered.stored if stored and self.lowered.stored is not None else self.lowered.origin
         known = dict(zip(self.controls, controls, strict=True))
         known.update((number, tensors[place]) for number, place in self.externals)
         known.update(self.literals)
-        known = run_prologue(self.lowered.prologue, known, batch)
-        shared = [known[n] for n in self.lowered.shared]
+        known = run_prologue(origin.prologue, known, batch)
+        shared = [known[n] for n in origin.shared]
         sample = [
-            known[n] if d == 0 else known[n].movedim(d, 0)
-            for n, d in zip(self.lowered.sample, self.batch_dims, strict=True)
+            known[n] if d == 0 else known[n].movedim(d, 0) for n, d in zip(origin.sample, self.batch_dims, strict=True)
         ]
         return shared, sample
 
@@ -321,10 +331,10 @@ def _build(
     y0: Tensor,
     controls: Sequence[Tensor],
 ) -> Capture:
-    places = {id(t): i for i, t in enumerate(description.tensors)}
+    known = {id(t): i for i, t in enumerate(description.tensors)}
     externals = []
     for number, tensor in graph.externals.items():
-        place = places.get(id(tensor))
+        place = known.get(id(tensor))
         if place is None:
             raise NotAProgram(
                 f"the field reads a tensor of shape {tuple(tensor.shape)} that is neither its parameter, buffer or "
@@ -337,14 +347,19 @@ def _build(
     )
     lowered = lower(graph, y0.shape[1], y0.dtype, y0.device, functools.partial(_name, graph, names))
     literals = dict(graph.literals)
-    lowered.prologue = fold_prologue(lowered.prologue, literals)
+    origins = [lowered.origin, lowered.stored or lowered.origin]
+    for origin in origins:
+        origin.prologue = fold_prologue(origin.prologue, literals)
     back = pullback(lowered.builder, lowered.program)
-    dims = tuple(graph.metas[n].batch_dim or 0 for n in lowered.sample)
+    dims = tuple(graph.metas[n].batch_dim or 0 for n in lowered.origin.sample)
     where = {number: i for i, number in enumerate(graph.controls)}
     where.update((number, len(controls) + place) for number, place in externals)
-    plain = None
-    if all(n in where for n in (*lowered.shared, *lowered.sample)) and not any(dims):
-        plain = tuple(where[n] for n in lowered.shared), tuple(where[n] for n in lowered.sample)
+
+    def places(origin: Origin) -> _Places:
+        if any(dims) or not all(n in where for n in (*origin.shared, *origin.sample)):
+            return None
+        return tuple(where[n] for n in origin.shared), tuple(where[n] for n in origin.sample)
+
     batch = y0.shape[0] if per_sample else None
     made = Capture(
         lowered.program,
@@ -355,7 +370,7 @@ def _build(
         literals,
         batch,
         dims,
-        plain,
+        (places(origins[0]), places(origins[1])),
         tuple(description.held),
         tuple((place, description.tensors[place].clone()) for n, place in externals if n in lowered.indices),
     )
@@ -469,7 +484,7 @@ def _agree(value: Tensor, expected: Tensor, what: str, scale: float) -> None:
     """
     finite = torch.isfinite(expected)
     same = torch.isfinite(value) == finite
-    kind = torch.finfo(expected.dtype)
+    kind = torch.finfo(expected.dtype if expected.dtype in _FLOATS else torch.float32)
     difference = torch.where(finite & same, value - expected, 0.0).abs()
     bound = _PRECISION[expected.dtype] * _largest(expected) + 1000 * kind.eps * scale + kind.tiny
     if not bool(same.all()) or bool((difference > bound).any()):

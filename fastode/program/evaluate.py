@@ -18,8 +18,8 @@ class _Values:
     def __init__(self, t: Tensor, y: Tensor, shared: Sequence[Tensor], sample: Sequence[Tensor]) -> None:
         self.batch, self.like = y.shape[0], y
         self.t, self.y = t.to(y.dtype).reshape(-1, 1), y
-        self.shared = [x.reshape(1, -1) for x in shared]
-        self.sample = [x.reshape(self.batch, -1) for x in sample]
+        self.shared = [x.reshape(1, -1).to(y.dtype) for x in shared]  # they may be as they are stored
+        self.sample = [x.reshape(self.batch, -1).to(y.dtype) for x in sample]
         self.cotangent: Tensor | None = None
         self.known: dict[int, Tensor] = {}
 
@@ -115,8 +115,8 @@ def evaluate_pullback(
     values = _Values(t, y, shared, sample)
     values.cotangent = cotangent
     values.run(pullback.values())
-    grads = {(SHARED, i): torch.zeros_like(x).reshape(-1) for i, x in enumerate(shared)} | {
-        (SAMPLE, i): torch.zeros_like(x).reshape(y.shape[0], -1) for i, x in enumerate(sample)
+    grads = {(SHARED, i): torch.zeros_like(x).reshape(-1) for i, x in enumerate(values.shared)} | {
+        (SAMPLE, i): torch.zeros_like(x) for i, x in enumerate(values.sample)
     }
     for term in pullback.terms:
         key = (term.leaf.op, term.leaf.data[0])

@@ -116,10 +116,13 @@ class Leaf:
     Attributes:
         name: for printing.
         shape: of the tensor, without the batch dimension where it is per sample.
+        half: ``bfloat16`` or ``float16`` where the field casts a tensor of this type to the state's: a backend may read
+            it as it is stored. Others are given the result of the cast.
     """
 
     name: str
     shape: tuple[int, ...]
+    half: str | None = None
 
     @property
     def size(self) -> int:

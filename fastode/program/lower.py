@@ -23,6 +23,7 @@ from fastode.program.rules import EMPTY, FILLS, POINTWISE, TRUTH_ONLY
 from fastode.program.trace import Batch, Call, Graph, Meta, NotAProgram, Ref
 
 _aten = torch.ops.aten
+_HALVES = (torch.bfloat16, torch.float16)
 _MAX_PRODUCTS = 64
 """Batched products of one sample are written out; more than this are left to torch."""
 
@@ -112,21 +113,34 @@ class View:
 
 
 @dataclass
+class Origin:
+    """Where a program's leaves come from.
+
+    Attributes:
+        shared, sample: numbers of the graph's tensors that are its leaves.
+        prologue: the calls that compute them from the graph's inputs and externals.
+    """
+
+    shared: list[int]
+    sample: list[int]
+    prologue: list[Call]
+
+
+@dataclass
 class Lowered:
     """A program and where its leaves come from.
 
     Attributes:
         program: the program.
-        shared, sample: numbers of the graph's tensors that are its leaves.
-        prologue: the calls that compute them from the graph's inputs and externals.
+        origin: of its leaves in the state's dtype.
+        stored: of its leaves as they are stored, where that is in half precision; None if none is.
         indices: numbers of externals whose values, integers, are part of the program.
     """
 
     program: Program
     builder: Builder
-    shared: list[int]
-    sample: list[int]
-    prologue: list[Call]
+    origin: Origin
+    stored: Origin | None
     indices: set[int]
 
 
@@ -267,6 +281,29 @@ class _Lowering:
 
     def refuse_writing(self, number: int) -> None:
         raise NotAProgram(f"the field writes into {self.name_of(number)}, which it was given or owns", self.b.where)
+
+    def halves(self) -> dict[int, int]:
+        """Leaves that are nothing but a cast of a tensor in half precision, and these tensors, by number."""
+        written = {base for _, bases in self.prologue for base in bases} | self.unknown_views
+        made: dict[int, list[Call]] = {}
+        for call, _ in self.prologue:
+            for number in call.outputs:
+                made.setdefault(number, []).append(call)
+        found: dict[int, int] = {}
+        for leaf in (*self.leaves[SHARED], *self.leaves[SAMPLE]):
+            calls = made.get(leaf, [])
+            # Under no_grad the cast has no gradient, its source may have one.
+            if len(calls) != 1 or calls[0].func is not _aten._to_copy.default or not calls[0].grad:
+                continue
+            source = calls[0].args[0].index
+            given = self.graph.externals.get(source)
+            known = source in self.graph.controls or (given is not None and given.device == self.device)
+            if calls[0].kwargs.get("device") is not None and not known:
+                continue  # it may be on another device
+            bases = {self.views[number].storage.base for number in (leaf, source) if number in self.views}
+            if self.graph.metas[source].dtype in _HALVES and not bases & written:
+                found[leaf] = source
+        return found
 
     # -- the calls
 
@@ -988,14 +1025,19 @@ def lower(graph: Graph, dim: int, dtype: torch.dtype, device: torch.device, name
             raise NotAProgram(value.data[0], value.data[1] if len(value.data) > 1 else None)
     if output.size == 1 and dim != 1:
         output = lowering.b.gather(output, np.zeros(dim, dtype=np.int64))
-    shared, sample = lowering.leaves[SHARED], lowering.leaves[SAMPLE]
-    leaves = {
-        kind: tuple(Leaf(name_of(n), _leaf_shape(graph.metas[n])) for n in numbers)
-        for kind, numbers in ((SHARED, shared), (SAMPLE, sample))
-    }
-    program = Program(dim, output, leaves[SHARED], leaves[SAMPLE])
-    needed = _needed(lowering.prologue, {*shared, *sample})
-    return Lowered(program, lowering.b, list(shared), list(sample), needed, lowering.indices)
+    halves = lowering.halves()
+
+    def leaf(number: int) -> Leaf:
+        source = halves.get(number, number)
+        half = str(graph.metas[source].dtype).removeprefix("torch.") if number in halves else None
+        return Leaf(name_of(source), _leaf_shape(graph.metas[number]), half)
+
+    def origin(sources: dict[int, int]) -> Origin:
+        shared, sample = ([sources.get(n, n) for n in lowering.leaves[kind]] for kind in (SHARED, SAMPLE))
+        return Origin(shared, sample, _needed(lowering.prologue, {*shared, *sample}))
+
+    program = Program(dim, output, *(tuple(map(leaf, lowering.leaves[kind])) for kind in (SHARED, SAMPLE)))
+    return Lowered(program, lowering.b, origin({}), origin(halves) if halves else None, lowering.indices)
 
 
 def _leaf_shape(meta: Meta) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastode.program.ir import COTANGENT, LEAVES, SAMPLE, SHARED, STATE, TIME, Map, Program, Value
+from fastode.program.ir import COTANGENT, LEAVES, SAMPLE, SHARED, STATE, TIME, Leaf, Map, Program, Value
 
 _INFIX = {
     "add": ("+", 1),
@@ -114,9 +114,14 @@ class _Printer:
         head = [f"program of y ({program.dim})"]
         for kind, leaves in (("shared", program.shared), ("per sample", program.sample)):
             if leaves:
-                names = ", ".join(f"{leaf.name} {'x'.join(map(str, leaf.shape)) or 'number'}" for leaf in leaves)
-                head.append(f"    {kind}: {names}")
+                head.append(f"    {kind}: {', '.join(map(leaf_text, leaves))}")
         return "\n".join(head + body)
+
+
+def leaf_text(leaf: Leaf) -> str:
+    """Name, shape and, where it is a cast of half precision, the type that it is cast from."""
+    shape = "x".join(map(str, leaf.shape)) or "number"
+    return f"{leaf.name} {shape}" + (f" of {leaf.half}" if leaf.half else "")
 
 
 def _index_text(index: Map, size: int) -> str:

@@ -13,6 +13,7 @@ GROUPS = {
     "fields_scalarised": ("check_fields.py", "scalarised"),
     "fields_tiled": ("check_fields.py", "tiled and f64"),
     "fields_float32": ("check_fields.py", "f32"),
+    "halves": ("check_halves.py", ""),
     "solve": ("check_solve.py", ""),
     "gradients_scalarised": ("check_gradients.py", "scalarised or bits"),
     "gradients_tiled": ("check_gradients.py", "not scalarised and not bits"),

@@ -12,7 +12,7 @@ import fastode
 from fastode import _environment
 from fastode.backends.triton import cache
 from fastode.backends.triton.heuristics import SCALARISED, TILED, Launch, choose_launch
-from fastode.backends.triton.kernels import adjoint_kernel, forward_kernel
+from fastode.backends.triton.kernels import Kernels, adjoint_kernel, forward_kernel
 from fastode.backends.triton.method import method_of
 from fastode.fields import ControlledField, MLPField
 from fastode.tableaus import get_tableau
@@ -73,6 +73,57 @@ def test_shapes_by_size():
     assert choose_launch(program.program, program.pullback, torch.float32).shape == SCALARISED
     program = program_of(MLPField(3, (40,)), torch.randn(3, 3))
     assert choose_launch(program.program, program.pullback, torch.float32).shape == TILED
+
+
+def test_tf32_where_torch_is_told_so():
+    """As torch's own products; float64 and products without ``tl.dot`` know no such setting."""
+    wide, narrow = MLPField(64, (160,)), MLPField(4, (32,))
+    program = program_of(wide, torch.randn(3, 64)).program
+    chosen = {
+        exact: choose_launch(program, None, torch.float32, exact).precision for exact in ("highest", "high", "medium")
+    }
+    assert chosen == {"highest": "tf32x3", "high": "tf32", "medium": "tf32"}
+    assert not choose_launch(program, None, torch.float64, "high").dot
+    small = program_of(narrow, torch.randn(3, 4)).program
+    assert choose_launch(small, None, torch.float32, "high") == choose_launch(small, None, torch.float32)
+
+
+def test_a_changed_setting_makes_another_kernel():
+    kernels = Kernels(program_of(MLPField(64, (160,)), torch.randn(3, 64)))
+    method = method_of(get_tableau("dopri5"), True)
+    wanted = (True,) * len(kernels.program.shared)
+    make = {
+        "forward": lambda: kernels.forward(torch.float32, method),
+        "adjoint": lambda: kernels.adjoint(torch.float32, method, wanted).kernel,
+    }
+    before = torch.get_float32_matmul_precision()
+    try:
+        for name, made in make.items():
+            torch.set_float32_matmul_precision("highest")
+            exact = made()
+            torch.set_float32_matmul_precision("high")
+            quick = made()
+            assert made() is quick
+            assert 'input_precision="tf32x3"' in exact.source, name
+            assert 'input_precision="tf32"' in quick.source, name
+            torch.set_float32_matmul_precision("highest")
+            assert made() is exact
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("tf32", "high"), ("ieee", "highest")])
+def test_the_setting_by_its_newer_name(setting, expected):
+    """Of which torch itself no longer makes one of the older names once it was told; in a process of its own."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this torch has no newer name")
+    code = (
+        f"import torch; torch.backends.cuda.matmul.fp32_precision = {setting!r}\n"
+        "from fastode.backends.triton.heuristics import matmul_precision\n"
+        "print(matmul_precision())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == expected, done.stderr
 
 
 def test_sources_are_kept_in_the_directory_asked_for(tmp_path, monkeypatch):

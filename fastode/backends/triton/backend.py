@@ -64,6 +64,7 @@ class TritonBackend:
 
     name = "triton"
     device = "cuda"
+    reads_halves = True
 
     def unavailable(self) -> str | None:
         """Needs Triton, and a GPU or Triton's interpreter."""
@@ -234,7 +235,9 @@ class TritonBackend:
             if not wanted[n_shared + i]:
                 grads.append(None)
                 continue
-            grad = empty(*leaf.shape, dtype=leaf.dtype, device=device)
+            # Of half precision only what is written once: sums are rounded at their end.
+            once = not several and not code.overlaps(i)
+            grad = empty(*leaf.shape, dtype=leaf.dtype if once else dtype, device=device)
             grads.append(grad)
             if several or not code.covers(i):
                 grad.zero_()
@@ -282,7 +285,8 @@ class TritonBackend:
                 ADD=several,
                 REPLAY=replays,
             )
-        return p, [*parts.shared_gradients(workspace), *grads]
+        found = zip((*shared, *sample), (*parts.shared_gradients(workspace), *grads), strict=True)
+        return p, [None if grad is None else grad.to(leaf.dtype) for leaf, grad in found]
 
     def evaluate(
         self, capture: Capture, t: Tensor, y: Tensor, shared: Sequence[Tensor], sample: Sequence[Tensor]

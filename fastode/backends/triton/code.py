@@ -12,6 +12,7 @@ import torch
 from fastode.backends.triton.heuristics import Launch
 from fastode.backends.triton.text import Source, joined, triton_type
 from fastode.program.ir import SAMPLE, SHARED, TIME, Map, Program, Pullback
+from fastode.program.printing import leaf_text
 
 
 @dataclass(frozen=True)
@@ -201,10 +202,14 @@ class Code(ABC):
         sample = [f"sample{i}_{what}" for i in range(len(self.program.sample)) for what in ("ptr", "stride")]
         return [*shared, *sample]
 
+    def half(self, kind: str, leaf: int) -> str | None:
+        """The type that a leaf is stored in, None if it is the state's."""
+        return (self.program.shared if kind == SHARED else self.program.sample)[leaf].half
+
     def leaf_comment(self) -> list[str]:
         """What the leaves are."""
         lines = [
-            f"{kind}{i}: {leaf.name} {'x'.join(map(str, leaf.shape)) or 'number'}"
+            f"{kind}{i}: {leaf_text(leaf)}"
             for kind, leaves in ((SHARED, self.program.shared), (SAMPLE, self.program.sample))
             for i, leaf in enumerate(leaves)
         ]

@@ -41,7 +41,7 @@ class Launch:
         warps: warps of a program.
         stages: depth of software pipelining; loops here have no loads worth it.
         dot: products with shared matrices by ``tl.dot``, otherwise by multiply-and-sum.
-        precision: of ``tl.dot``: ``ieee``, ``tf32x3``, or ``tf32``, which no rule here chooses.
+        precision: of ``tl.dot``: ``ieee``, ``tf32x3``, or ``tf32``, where ``matmul_precision`` allows it.
         hoist: shared weights are loaded once, before the steps; otherwise where they are used.
         programs: most programs of the adjoint where it sums gradients by shared weights; each works on one group of
             samples after another, and has its row of the workspace.
@@ -86,13 +86,22 @@ def _matrices(values: Iterable[Value], kind: str) -> dict[int, int]:
     return found
 
 
-def choose_launch(program: Program, back: Pullback | None, dtype: torch.dtype) -> Launch:
+def matmul_precision() -> str:
+    """How exact torch's own float32 products are asked to be, ``highest`` or less: ours are not asked for more."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set by torch's newer names, of which torch no longer makes one of these
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+
+
+def choose_launch(program: Program, back: Pullback | None, dtype: torch.dtype, exact: str = "highest") -> Launch:
     """Launch parameters of the forward kernel, or of the adjoint's.
 
     Args:
         program: the field.
         back: its pullback, with the gradients that are wanted; None for the forward kernel.
         dtype: float32 or float64.
+        exact: ``matmul_precision()``; below ``highest`` products by ``tl.dot`` are in tf32.
     """
     values = program.values()
     words = dtype.itemsize // 4
@@ -118,7 +127,7 @@ def choose_launch(program: Program, back: Pullback | None, dtype: torch.dtype) -
         per_warp = 32 * (32 if back is not None else 64) // words
         warps = max(1, min(_SUM_WARPS, power_of_two(-(-common // per_warp))))
         return Launch(TILED, samples=1, warps=warps, hoist=common <= _SUM_ENTRIES)
-    precision = "tf32x3" if common >= 2 * _SUM_ENTRIES else "ieee"
+    precision = "tf32" if exact != "highest" else "tf32x3" if common >= 2 * _SUM_ENTRIES else "ieee"
     return Launch(TILED, samples=16, warps=4, dot=True, precision=precision, hoist=False, programs=528)
 
 

@@ -17,7 +17,7 @@ from fastode.backends.triton.adjoint_source import AdjointKernel
 from fastode.backends.triton.cache import imported
 from fastode.backends.triton.code import Code
 from fastode.backends.triton.forward_source import ForwardKernel
-from fastode.backends.triton.heuristics import SCALARISED, Launch, choose_launch
+from fastode.backends.triton.heuristics import SCALARISED, Launch, choose_launch, matmul_precision
 from fastode.backends.triton.method import Method
 from fastode.backends.triton.scalarised import ScalarisedCode
 from fastode.backends.triton.tiled import TiledCode
@@ -141,10 +141,10 @@ class AdjointParts:
 
 
 def forward_kernel(
-    program: Program, dtype: torch.dtype, method: Method, launch: Launch | None = None
+    program: Program, dtype: torch.dtype, method: Method, launch: Launch | None = None, exact: str = "highest"
 ) -> GeneratedKernel:
-    """The kernel of a forward solve."""
-    code = code_of(program, None, dtype, launch or choose_launch(program, None, dtype))
+    """The kernel of a forward solve; ``exact`` as for ``choose_launch``."""
+    code = code_of(program, None, dtype, launch or choose_launch(program, None, dtype, exact))
     return GeneratedKernel("forward", code, ForwardKernel(code, method).source("Forward solve."))
 
 
@@ -155,14 +155,15 @@ def adjoint_kernel(
     method: Method,
     wanted: tuple[bool, ...],
     launch: Launch | None = None,
+    exact: str = "highest",
 ) -> AdjointParts:
-    """The kernel of the adjoint, with the wanted gradients only."""
+    """The kernel of the adjoint, with the wanted gradients only; ``exact`` as for ``choose_launch``."""
     n = len(program.shared)
     kept = {(SHARED, i) if i < n else (SAMPLE, i - n) for i, flag in enumerate(wanted) if flag}
     back = Pullback(
         program, back.state, tuple(term for term in back.terms if (term.leaf.op, term.leaf.data[0]) in kept)
     )
-    code = code_of(program, back, dtype, launch or choose_launch(program, back, dtype))
+    code = code_of(program, back, dtype, launch or choose_launch(program, back, dtype, exact))
     return AdjointParts(
         GeneratedKernel("adjoint", code, AdjointKernel(code, method).source("Discrete adjoint.")), wanted
     )
@@ -184,17 +185,19 @@ class Kernels:
 
     def forward(self, dtype: torch.dtype, method: Method) -> GeneratedKernel:
         """The kernel of a forward solve."""
-        key = ("forward", dtype, method, self.launch)
+        exact = matmul_precision()
+        key = ("forward", dtype, method, self.launch, exact)
         if key not in self._made:
-            self._made[key] = forward_kernel(self.program, dtype, method, self.launch)
+            self._made[key] = forward_kernel(self.program, dtype, method, self.launch, exact)
         made: GeneratedKernel = self._made[key]
         return made
 
     def adjoint(self, dtype: torch.dtype, method: Method, wanted: tuple[bool, ...]) -> AdjointParts:
         """The kernel of the adjoint."""
-        key = ("adjoint", dtype, method, wanted, self.launch)
+        exact = matmul_precision()
+        key = ("adjoint", dtype, method, wanted, self.launch, exact)
         if key not in self._made:
-            self._made[key] = adjoint_kernel(self.program, self.back, dtype, method, wanted, self.launch)
+            self._made[key] = adjoint_kernel(self.program, self.back, dtype, method, wanted, self.launch, exact)
         made: AdjointParts = self._made[key]
         return made
 

@@ -23,6 +23,7 @@ from fastode.backends.triton.method import method_of
 from fastode.fields import ControlledField, MLPField
 from fastode.problem import make_problem
 from fastode.program.capture import Capture, Refusal, capture_field
+from fastode.program.ir import SAMPLE, SHARED
 from fastode.tableaus import get_tableau
 
 ARCHITECTURES = (80, 90, 100)
@@ -114,6 +115,11 @@ def signature(kernel: GeneratedKernel, **changed: bool) -> tuple[dict[str, str],
     own = {torch.float32: "*fp32", torch.float64: "*fp64"}[kernel.code.dtype]
     doubles = ("times", "control", "step_size", "first_step", "clocks", "record")
     known = {f"{name}_ptr": "*fp64" for name in doubles}
+    halves = {"bfloat16": "*bf16", "float16": "*fp16"}
+    for kind, leaves in ((SHARED, kernel.code.program.shared), (SAMPLE, kernel.code.program.sample)):
+        stored = {i: halves[leaf.half] for i, leaf in enumerate(leaves) if leaf.half}
+        known |= {f"{kind}{i}_ptr": pointer for i, pointer in stored.items()}
+        known |= {f"grad{i}_ptr": pointer for i, pointer in stored.items() if kind == SAMPLE}
     known |= {"tables_ptr": "*i32", "running_ptr": "*i32", "solved_ptr": "*i8"}
     known |= dict.fromkeys(("counts_ptr", "rows_ptr", "taken_ptr", "e_ptr"), "*i64")
     types = {}

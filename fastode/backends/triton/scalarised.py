@@ -9,7 +9,7 @@ import numpy as np
 
 from fastode.backends.triton.code import Accumulator, Code, Routine
 from fastode.backends.triton.pointwise import expression, folded, takes_plain_numbers
-from fastode.backends.triton.text import literal
+from fastode.backends.triton.text import in_kind, literal
 from fastode.program.ir import COTANGENT, POINTWISE, SAMPLE, SHARED, STATE, TIME, Accumulation, Value
 
 
@@ -38,6 +38,7 @@ class _Body:
             load = f"tl.load(sample{leaf}_ptr + sample * sample{leaf}_stride + {position})"
         else:
             load = f"tl.load(shared{leaf}_ptr + {position})"
+        load = in_kind(load, self.code.half(kind, leaf), self.code.kind)
         if kind == SHARED and not self.code.launch.hoist:
             if f"{name} = {load}" not in self.routine.body.lines:
                 self.routine.body.add(f"{name} = {load}")

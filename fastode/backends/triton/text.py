@@ -42,6 +42,11 @@ def triton_type(dtype: torch.dtype) -> str:
     return f"tl.{str(dtype).removeprefix('torch.')}"
 
 
+def in_kind(text: str, half: str | None, kind: str) -> str:
+    """What was loaded, as the type of the state: only what is stored in half precision needs a conversion."""
+    return f"{text}.to({kind})" if half else text
+
+
 def literal(number: float, dtype: torch.dtype) -> str:
     """A number as a Python expression; rounded to float32 where that is the dtype, as torch would round it."""
     value = float(np.float32(number)) if dtype == torch.float32 and abs(number) > 1e38 else number

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastode.backends.triton.code import Routine
 from fastode.backends.triton.pointwise import expression, folded, takes_plain_numbers
-from fastode.backends.triton.text import literal, power_of_two
+from fastode.backends.triton.text import in_kind, literal, power_of_two
 from fastode.program.ir import (
     COTANGENT,
     POINTWISE,
@@ -251,6 +251,7 @@ class TileBody:
         text = f"tl.load({kind}{number}_ptr + {place}{other})"
         if axes == 1 and mask:
             text = f"tl.load({kind}{number}_ptr + {place}, mask=({mask})[None, :], other=0.0)"
+        text = in_kind(text, self.code.half(kind, number), self.code.kind)
         if kind == SHARED and not self.code.launch.hoist:
             self.routine.constants[f"shared{number}_ptr"] = None
             if "tables_ptr" in text:
