@@ -139,6 +139,35 @@ def test_second_derivatives(method: str) -> None:
         )
 
 
+def reaches(value: Tensor, leaf: Tensor) -> bool:
+    """Whether the graph of a value leads to a leaf."""
+    todo, seen = [value.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", None) is leaf:
+            return True
+        todo += [before for before, _ in node.next_functions]
+    return False
+
+
+def test_pull_backs_of_a_replayed_rosenbrock_step_end_at_its_start() -> None:
+    """A source without history would make autograd walk all earlier steps: time quadratic in their number."""
+    y0, controls, weight = (x.requires_grad_() for x in problem(2, 2))
+    from_the_start = []
+
+    def field(t: Tensor, y: Tensor, c: Tensor) -> Tensor:
+        if t.requires_grad and reaches(y, y0):  # a pull-back of the replay, not of the search for steps
+            from_the_start.append(reaches(t, y0))
+        return driven(weight)(t, y, c)
+
+    solve(field, y0, [0.0, 1.0], controls=controls, method="rodas5p", gradient="backprop")
+    assert len(from_the_start) > 1
+    assert all(from_the_start)
+
+
 @pytest.mark.parametrize("method", ["kvaerno5", "rodas5p"])
 def test_gradient_of_a_sample_does_not_depend_on_its_batch(method: str) -> None:
     """Stiffness over several decades: samples leave forward, and join backward, at different steps."""

@@ -139,7 +139,9 @@ def _rosenbrock(
     graph = torch.is_grad_enabled()
     with torch.enable_grad():
         start = y if y.requires_grad and graph else y.detach().requires_grad_()
-        clock = t.to(y.dtype, copy=True).requires_grad_()
+        # As a leaf the time would make every pull-back below walk the graph of all steps before this one: autograd
+        # prunes what is further from the value than its sources are, counted from the leaves.
+        clock = torch.where(torch.ones_like(t, dtype=torch.bool), t.to(y.dtype), start.sum(1))
         value = field(clock, start)
         jac, dfdt = pull_rows(value, [start, clock], create_graph=graph)
     if not graph:
