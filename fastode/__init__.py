@@ -3,6 +3,7 @@
 from fastode import fields, models
 from fastode._environment import get_num_threads, set_num_threads
 from fastode._version import __version__
+from fastode.backends.step_graph import get_cuda_graphs, set_cuda_graphs
 from fastode.captured import CapturedField, Explanation, capture, explain
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController, PIController, PIDController
@@ -42,12 +43,14 @@ __all__ = [
     "capture",
     "explain",
     "fields",
+    "get_cuda_graphs",
     "get_num_threads",
     "models",
     "odeint",
     "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
+    "set_cuda_graphs",
     "set_num_threads",
     "solve",
 ]

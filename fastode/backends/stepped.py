@@ -85,6 +85,14 @@ def _forward(steps: HostSteps | DeviceSteps, plan: Plan, controls: list[Tensor],
         k = plan.field(steps.t, steps.y, controls).contiguous()
         steps.choose_first_step(k)
 
+    def launch() -> Tensor:
+        value = k
+        for i in range(1, plan.tableau.n_stages):
+            steps.stage(i, value)
+            value = plan.field(steps.t, steps.y, controls).contiguous()
+        steps.finish_step(value)
+        return value
+
     may_compact = True
     while steps.more():
         if may_compact and steps.running <= _COMPACT_BELOW * steps.lanes:
@@ -96,10 +104,7 @@ def _forward(steps: HostSteps | DeviceSteps, plan: Plan, controls: list[Tensor],
                 controls = fewer
             elif same is not None:
                 may_compact = False
-        for i in range(1, plan.tableau.n_stages):
-            steps.stage(i, k)
-            k = plan.field(steps.t, steps.y, controls).contiguous()
-        steps.finish_step(k)
+        k = steps.attempt(launch)
 
     status, reached, stats = steps.finish()
     record = None

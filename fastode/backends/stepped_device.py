@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastode._environment import _C
+from fastode.backends.step_graph import StepGraph, get_cuda_graphs
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController
 from fastode.problem import Plan
@@ -162,6 +164,8 @@ class DeviceSteps:
             self.record.attach(self._kernels)
         self._poll = Poll(self._counters)
         self._attempts = 0
+        self._layout = 0
+        self._graph = StepGraph(device) if get_cuda_graphs() else None
         self._known_after, self._known = 0, [batch, 0, 0, 0]
         self._kernels.start(y0.data_ptr(), k1.data_ptr(), stream_of(device))
         if controller is None or controller.first_step is not None or batch == 0:
@@ -223,6 +227,16 @@ class DeviceSteps:
         self._sample = self._sample[kept]
         self._kernels.use_lanes(n, self._sample.data_ptr())
         self.t, self.y, self._lanes = self.t[:n], self.y[:n], n
+        self._layout += 1
+
+    def attempt(self, launch: Callable[[], Tensor]) -> Tensor:
+        """An attempt; ``launch`` takes its stages and ends with ``finish_step``. Returns the field's last value."""
+        if self.record is not None:
+            self._make_room()
+        value = launch() if self._graph is None else self._graph.run(self._layout, launch)
+        self._attempts += 1
+        self._post()
+        return value
 
     def stage(self, i: int, k: Tensor) -> None:
         """Sets t and y to stage i; k (lanes, D) is the value of stage i - 1, not read for i = 1."""
@@ -230,11 +244,7 @@ class DeviceSteps:
 
     def finish_step(self, k: Tensor) -> None:
         """Accepts or rejects the attempt whose last stage has the value k (lanes, D)."""
-        if self.record is not None:
-            self._make_room()
         self._kernels.finish_step(self.y.data_ptr(), k.data_ptr(), stream_of(self._device))
-        self._attempts += 1
-        self._post()
 
     def _make_room(self) -> None:
         """Room in the record for this attempt, from what is known: no more samples run than then."""
@@ -252,6 +262,7 @@ class DeviceSteps:
                     self._known[_ROWS["steps"]], self._known[_ROWS["states"]], self.running, self._counters
                 )
                 record.attach(self._kernels)
+                self._layout += 1
         record.grow(most("steps"), most("states"))
 
     def finish(self) -> tuple[Tensor, Tensor, Stats]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,6 +96,10 @@ class HostSteps:
         """Drops all lanes but those of ``running_lanes``."""
         self._stepper.compact()
         self.t, self.y = self.t[: len(kept)], self.y[: len(kept)]
+
+    def attempt(self, launch: Callable[[], Tensor]) -> Tensor:
+        """An attempt; ``launch`` takes its stages and ends with ``finish_step``. Returns the field's last value."""
+        return launch()
 
     def stage(self, i: int, k: Tensor) -> None:
         """Sets t and y to stage i; k (lanes, D) is the value of stage i - 1, not read for i = 1.
