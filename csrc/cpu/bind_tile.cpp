@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/pages.h"
 #include "core/step_control.h"
 #include "cpu/tile/backward.h"
 #include "cpu/tile/forward.h"
@@ -209,11 +211,22 @@ struct RecordParts {
     T* states;
 };
 
+// Uninitialised; large ones in pages that are used again.
+Words make_words(int64_t n) {
+    constexpr int64_t kLarge = 1 << 15;
+    if (n < kLarge) return Words(n);
+    auto pages = std::make_unique<Pages>(static_cast<size_t>(n) * sizeof(int64_t));
+    auto* const at = static_cast<int64_t*>(pages->data());
+    const py::capsule owner(pages.get(), [](void* p) { delete static_cast<Pages*>(p); });
+    pages.release();
+    return Words(n, at, owner);
+}
+
 template <class T>
 Words write_record(const TileRecord<T>& record, int64_t dim) {
     const RecordHeader header{record.steps(), record.states(), record.every()};
     const int64_t n_words = record_words<T>(header, record.batch(), dim);
-    Words words(n_words);
+    Words words = make_words(n_words);
     int64_t* const at = words.mutable_data();
     const py::gil_scoped_release release;
     at[n_words - 1] = 0;

@@ -6,16 +6,48 @@
 
 namespace fastode {
 
+namespace {
+
+// The power of two of rows that a chunk of some 2^14 numbers has.
+int chunk_shift(int64_t width) {
+    int shift = 4;
+    while (shift < 14 && width << (shift + 1) <= int64_t{1} << 14) ++shift;
+    return shift;
+}
+
+template <class T>
+void copy_row(const T* from, int64_t width, T* to) {
+    if (width >= 16) return static_cast<void>(std::copy_n(from, width, to));
+    for (int64_t i = 0; i < width; ++i) {
+        to[i] = from[i];
+        __asm__ volatile("");  // or the compiler calls memmove, which takes longer
+    }
+}
+
+}  // namespace
+
 template <class T>
 TileArena<T>::TileArena(TileRecord<T>& record)
-    : record_(record),
-      width_(record.width_),
-      every_(record.every()),
-      rows_per_chunk_(std::max<int64_t>(16, (int64_t{1} << 14) / std::max<int64_t>(1, record.width_))) {}
+    : record_(record), width_(record.width_), every_(record.every()), chunk_shift_(chunk_shift(record.width_)) {}
+
+// Larger pieces the more was taken: few for a long record, little for a short one.
+template <class T>
+void* TileArena<T>::take(size_t bytes) {
+    constexpr size_t kFirst = size_t{1} << 17, kLargest = size_t{1} << 23;
+    bytes = (bytes + 63) / 64 * 64;
+    if (pages_.empty() || used_ + bytes > pages_.back().size()) {
+        const size_t usual = pages_.empty() ? kFirst : std::min(kLargest, 2 * pages_.back().size());
+        pages_.emplace_back(std::max(usual, bytes));
+        used_ = 0;
+    }
+    void* const result = static_cast<char*>(pages_.back().data()) + used_;
+    used_ += bytes;
+    return result;
+}
 
 template <class T>
 void TileArena<T>::next_block() {
-    blocks_.emplace_back(new Block);  // not cleared
+    blocks_.push_back(static_cast<Step*>(take(sizeof(Step) * kBlock)));
     in_block_ = 0;
 }
 
@@ -28,32 +60,30 @@ void TileArena<T>::more_rows() {
         rows_reported_ = 0;
     }
     rows_reported_ = rows_in_use_;
-    while (rows_in_use_ >= static_cast<int64_t>(chunks_.size()) * rows_per_chunk_) {
-        chunks_.emplace_back(new T[static_cast<size_t>(rows_per_chunk_ * std::max<int64_t>(1, width_))]);
+    while (rows_in_use_ >= static_cast<int64_t>(chunks_.size()) << chunk_shift_) {
+        const auto width = static_cast<size_t>(std::max<int64_t>(1, width_));
+        chunks_.push_back(static_cast<T*>(take((width << chunk_shift_) * sizeof(T))));
     }
 }
 
 template <class T>
 void TileArena<T>::thin(int64_t every) {
     every_ = every;
-    int64_t kept = 0;
+    int64_t n_kept = 0;
     for (size_t b = 0; b < blocks_.size(); ++b) {
-        Block& block = *blocks_[b];
         const int64_t n = b + 1 < blocks_.size() ? kBlock : in_block_;
         for (int64_t i = 0; i < n; ++i) {
-            int64_t& state = block.state[i];
-            if (state < 0) continue;
-            if (block.number[i] % every_ != 0) {
-                state = -1;
+            Step& step = blocks_[b][i];
+            if (step.state < 0) continue;
+            if (!kept(step.number)) {
+                step.state = -1;
                 continue;
             }
-            if (state != kept) std::copy_n(row(state), width_, row(kept));
-            state = kept++;
+            if (step.state != n_kept) std::copy_n(row(step.state), width_, row(n_kept));
+            step.state = n_kept++;
         }
     }
-    rows_in_use_ = kept;
-    const int64_t chunks = (kept + rows_per_chunk_ - 1) / rows_per_chunk_;
-    chunks_.resize(static_cast<size_t>(std::min(chunks, static_cast<int64_t>(chunks_.size()))));
+    rows_in_use_ = n_kept;  // the other rows are used again
 }
 
 template <class T>
@@ -120,17 +150,17 @@ void TileRecord<T>::write(int64_t* offsets, double* table, int64_t* state_offset
     const auto write_piece = [&](int64_t index, int) {
         const TileArena<T>& arena = *pieces[static_cast<size_t>(index)].arena;
         const size_t number_of_block = pieces[static_cast<size_t>(index)].block;
-        const auto& block = *arena.blocks_[number_of_block];
+        const auto* const steps = arena.blocks_[number_of_block];
         const int64_t n = number_of_block + 1 < arena.blocks_.size() ? TileArena<T>::kBlock : arena.in_block_;
         for (int64_t i = 0; i < n; ++i) {
-            const int64_t sample = block.sample[i], number = block.number[i];
-            double* row = table + (offsets[sample] + number) * 3;
-            row[0] = block.t[i];
-            row[1] = block.t_next[i];
-            row[2] = block.h[i];
-            if (number % spacing != 0) continue;
-            std::copy_n(arena.row(block.state[i]), width_,
-                        states + (state_offsets[sample] + number / spacing) * width_);
+            const auto& step = steps[i];
+            double* row = table + (offsets[step.sample] + step.number) * 3;
+            row[0] = step.t;
+            row[1] = step.t_next;
+            row[2] = step.h;
+            const int64_t place = spacing == 1 ? step.number : step.number / spacing;
+            if (place * spacing != step.number) continue;
+            copy_row(arena.row(step.state), width_, states + (state_offsets[step.sample] + place) * width_);
         }
     };
     const int64_t volume = n_states_ * width_ + 3 * n_steps_;

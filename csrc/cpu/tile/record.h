@@ -7,6 +7,8 @@
 #include <mutex>
 #include <vector>
 
+#include "core/pages.h"
+
 namespace fastode {
 
 template <class T>
@@ -21,44 +23,45 @@ public:
     // Appends step number `number` of a sample; returns where its state goes, or null if that is not kept.
     T* append(int64_t sample, int64_t number, double t, double t_next, double h) {
         if (in_block_ == kBlock) next_block();
-        Block& block = *blocks_.back();
-        const auto i = static_cast<size_t>(in_block_++);
-        block.sample[i] = sample;
-        block.number[i] = number;
-        block.t[i] = t;
-        block.t_next[i] = t_next;
-        block.h[i] = h;
-        block.state[i] = -1;
+        Step& step = blocks_.back()[in_block_++];
+        step = {sample, number, -1, t, t_next, h};
         ++n_steps_;
-        if (number % every_ != 0) return nullptr;
-        if (rows_in_use_ == static_cast<int64_t>(chunks_.size()) * rows_per_chunk_) {
+        if (!kept(number)) return nullptr;
+        if (rows_in_use_ == static_cast<int64_t>(chunks_.size()) << chunk_shift_) {
             more_rows();
-            if (number % every_ != 0) return nullptr;  // the spacing may have grown
+            if (!kept(number)) return nullptr;  // the spacing may have grown
         }
-        block.state[i] = rows_in_use_;
+        step.state = rows_in_use_;
         return row(rows_in_use_++);
     }
 
 private:
     friend class TileRecord<T>;
     static constexpr int64_t kBlock = 1024;
-    struct Block {
-        int64_t sample[kBlock], number[kBlock], state[kBlock];
-        double t[kBlock], t_next[kBlock], h[kBlock];
+    struct Step {
+        int64_t sample, number, state;  // state: its row, -1 if it is not kept
+        double t, t_next, h;
     };
 
+    // A division is most of what a step of a small system costs here.
+    bool kept(int64_t number) const { return every_ == 1 || number % every_ == 0; }
     T* row(int64_t index) const {
-        return chunks_[static_cast<size_t>(index / rows_per_chunk_)].get() + index % rows_per_chunk_ * width_;
+        const int64_t mask = (int64_t{1} << chunk_shift_) - 1;
+        return chunks_[static_cast<size_t>(index >> chunk_shift_)] + (index & mask) * width_;
     }
     void next_block();
     void more_rows();
     void thin(int64_t every);
+    void* take(size_t bytes);
 
     TileRecord<T>& record_;
-    int64_t width_, every_, rows_per_chunk_;
+    int64_t width_, every_;
+    int chunk_shift_;  // a chunk has 2^chunk_shift_ rows
     int64_t in_block_ = kBlock, n_steps_ = 0, rows_in_use_ = 0, rows_reported_ = 0;
-    std::vector<std::unique_ptr<Block>> blocks_;
-    std::vector<std::unique_ptr<T[]>> chunks_;
+    std::vector<Pages> pages_;  // hold the blocks and chunks
+    size_t used_ = 0;           // bytes of the last
+    std::vector<Step*> blocks_;
+    std::vector<T*> chunks_;
 };
 
 // Of sample b's steps 0, 1, 2, ... the state is kept where the number is a multiple of `every`, which doubles when the
