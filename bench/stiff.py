@@ -6,8 +6,10 @@ tolerance. Apart from `fastode bench`, whose libraries run explicit methods.
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 import fastode
+from bench import machine
 
 SPAN = 1e4
 ATOL = 1e-6  # of rtol: concentrations go down to 1e-8
@@ -128,27 +131,72 @@ LIBRARIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 }
 
 
-@click.command()
-@click.option("--batch", default=256, help="Samples.")
-@click.option("--rtol", default=1e-6, help="Relative tolerance; atol is a millionth of it.")
-@click.option("--rounds", default=3, help="Timed rounds; the median counts.")
-@click.option("--only", default="", help="Only libraries with this in their name.")
-def main(batch: int, rtol: float, rounds: int, only: str) -> None:
-    """Times and errors of stiff solvers on 256 Robertson reactions."""
+COLUMNS = ["library", "batch", "rtol", "rounds", "median_ms", "best_ms", "error"]
+
+
+def measure(names: list[str], batch: int, rtol: float, rounds: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
+    """A row for each library; rounds in turn, scipy in the first only."""
     y0, rates = inputs(batch)
     checked = min(batch, 16)
     truth = by_scipy("Radau", 1e-12)(y0[:checked], rates[:checked], rtol)
-    for name, run in LIBRARIES.items():
-        if only not in name:
-            continue
-        end = run(y0, rates, rtol)
-        times = []
-        for _ in range(1 if "scipy" in name else rounds):
-            start = time.perf_counter()
-            run(y0, rates, rtol)
-            times.append(time.perf_counter() - start)
-        error = ((end[:checked] - truth).abs() / (ATOL * rtol + rtol * truth.abs())).max()
-        click.echo(f"{name:28} {1e3 * median(times):10.1f} ms   error {float(error):8.2f} tolerances")
+    ends: dict[str, Tensor] = {}
+    for name in names:
+        if "scipy" not in name:
+            LIBRARIES[name](y0, rates, rtol)  # compiles
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names:
+            if number and "scipy" in name:
+                continue
+            start = clock()
+            ends[name] = LIBRARIES[name](y0, rates, rtol)
+            times[name].append(1e3 * (clock() - start))
+    scale = ATOL * rtol + rtol * truth.abs()
+    return [
+        {
+            "library": name,
+            "batch": batch,
+            "rtol": rtol,
+            "rounds": len(times[name]),
+            "median_ms": f"{median(times[name]):.4g}",
+            "best_ms": f"{min(times[name]):.4g}",
+            "error": f"{float(((ends[name][:checked] - truth).abs() / scale).max()):.3g}",
+        }
+        for name in names
+    ]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--batch", default=256, help="Samples.")
+@click.option("--rtol", default=1e-6, help="Relative tolerance; atol is a millionth of it.")
+@click.option("--rounds", default=5, help="Timed rounds; the median counts.")
+@click.option("--only", default="", help="Only libraries with this in their name.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch.")
+@click.option("--processor", is_flag=True, help="Time of the processor, where others use the core.")
+@click.option("--note", default="", help="Goes into the machine line: what else ran there.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for stiff.csv.")
+def main(
+    batch: int, rtol: float, rounds: int, only: str, threads: int | None, processor: bool, note: str, out: Path | None
+) -> None:
+    """Times and errors of stiff solvers on 256 Robertson reactions; errors in units of the tolerance."""
+    names = [name for name in LIBRARIES if only in name]
+    if not names:
+        raise click.BadParameter(f"{only!r} is in none of {', '.join(LIBRARIES)}", param_hint="--only")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    here = machine.measure(torch.device("cpu"), torch.float64)
+    line = ", ".join(part for part in (here.line(), "times of the processor" if processor else "", note) if part)
+    click.echo(line)
+    rows = measure(names, batch, rtol, rounds, time.process_time if processor else time.perf_counter)
+    for row in rows:
+        click.echo(f"{row['library']:28} {row['median_ms']:>10} ms   error {row['error']:>8} tolerances")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "stiff.csv").open("w", newline="", encoding="utf-8") as file:
+            file.write(f"# {line}\n")
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import gc
 import math
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,19 @@ COLUMNS = [
 ]
 
 
-def measure(name: str, rounds: int) -> dict[str, Any]:
+def measure(name: str, rounds: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
     """One row of the table: milliseconds of a step, and how many times as long torchdiffeq takes, by rounds."""
     libraries = {"torchdiffeq": torchdiffeq, "fastode": ours}
     trainings = {key: Training(CLIENTS[name](library)) for key, library in libraries.items()}
     for training in trainings.values():
-        first = _milliseconds(training, 1)  # that of fastode, the last, is kept
-        warm = min(_milliseconds(training, 1) for _ in range(WARM))
+        first = _milliseconds(training, 1, clock)  # that of fastode, the last, is kept
+        warm = min(_milliseconds(training, 1, clock) for _ in range(WARM))
     steps = min(MOST_STEPS, math.ceil(SHORTEST / warm))
     times: dict[str, list[float]] = {key: [] for key in libraries}
     for number in range(rounds):
         gc.collect()
         for key in list(libraries)[:: 1 if number % 2 else -1]:
-            times[key].append(_milliseconds(trainings[key], steps))
+            times[key].append(_milliseconds(trainings[key], steps, clock))
     small = trainings["fastode"].client.small
     errors = {key: error(CLIENTS[name](library, **small)) for key, library in libraries.items()}
     ratios = [a / b for a, b in zip(times["torchdiffeq"], times["fastode"], strict=True)]
@@ -75,14 +76,14 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def _milliseconds(training: Training, steps: int) -> float:
+def _milliseconds(training: Training, steps: int, clock: Callable[[], float]) -> float:
     """The mean time of some steps in a row."""
     gc.disable()
     try:
-        start = time.perf_counter()
+        start = clock()
         for _ in range(steps):
             training.step()
-        return 1e3 * (time.perf_counter() - start) / steps
+        return 1e3 * (clock() - start) / steps
     finally:
         gc.enable()
 
@@ -91,20 +92,23 @@ def _milliseconds(training: Training, steps: int) -> float:
 @click.option("--client", "names", multiple=True, type=click.Choice(list(CLIENTS)), help="Only these  [default: all].")
 @click.option("--rounds", type=click.IntRange(1), default=15, help="Rounds; the median counts.")
 @click.option("--threads", type=click.IntRange(1), default=1, help="Threads of torch.")
+@click.option("--processor", is_flag=True, help="Time of the processor, where others use the core.")
 @click.option("--note", default="", help="Goes into the machine line: what else ran there.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for clients.csv.")
-def main(names: tuple[str, ...], rounds: int, threads: int, note: str, out: Path | None) -> None:
+def main(names: tuple[str, ...], rounds: int, threads: int, processor: bool, note: str, out: Path | None) -> None:
     """Times training steps of the scripts in bench/clients with torchdiffeq and with fastode in its place.
 
     Errors are those of loss and gradients in the first step, at a smaller size, against a far tighter solve in
     float64. The losses are those of the last step.
     """
     torch.set_num_threads(threads)
-    line = ", ".join(part for part in (machine.measure(torch.device("cpu"), torch.float32).line(), note) if part)
+    clock = time.process_time if processor else time.perf_counter
+    kind = "times of the processor" if processor else ""
+    line = ", ".join(part for part in (machine.measure(torch.device("cpu"), torch.float32).line(), kind, note) if part)
     click.echo(line)
     rows = []
     for name in names or CLIENTS:
-        row = measure(name, rounds)
+        row = measure(name, rounds, clock)
         rows.append(row)
         click.echo("   ".join(f"{key} {value}" for key, value in row.items() if key not in ("about", "rounds")))
         if out is not None:  # after every client, so that an interrupted run keeps what it has
