@@ -48,7 +48,7 @@ class Settings:
     rounds: int = 7
     budget: float = 60.0
     limit: float = 600.0
-    shortest: float = 5e-3
+    shortest: float = 0.05
     memory: bool = True
     activity: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -161,7 +161,7 @@ def _warm_up(entrant: Contestant, problem: Problem, mode: str, settings: Setting
             return
         if estimate < 1.0:
             estimate = min(_timed(entrant, 1, settings)[1] for _ in range(2))
-        entrant.repeats = max(1, min(200, math.ceil(settings.shortest / max(estimate, 1e-7))))
+        entrant.repeats = max(1, min(1000, math.ceil(settings.shortest / max(estimate, 1e-7))))
     except Exception as reason:  # a peer's failure is a result, not ours
         entrant.fail(reason)
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fastode.controllers import IController, PIDController
 from fastode.field import FlatField, work_dtype
 from fastode.hostflags import differentiation_hidden, host_any
 from fastode.tableaus import Tableau, get_tableau
-from fastode.tree import LEAF, StateSpec, flatten_state
+from fastode.tree import StateSpec, flatten_state, tree_flatten
 
 _CPU = torch.device("cpu")
 _FEW = 128
@@ -140,7 +139,7 @@ def check_controls(controls: Any, batch: int, device: torch.device) -> tuple[lis
         TypeError: a leaf that is no tensor.
         ValueError: a leaf whose leading dimension is not the batch, or on another device.
     """
-    parts, treespec = ([controls], LEAF) if isinstance(controls, Tensor) else pytree.tree_flatten(controls)
+    parts, treespec = tree_flatten(controls)
     for part in parts:
         if not isinstance(part, Tensor):
             raise TypeError(f"controls must be a tensor or a tree of tensors, got a leaf of type {type(part).__name__}")
@@ -161,7 +160,7 @@ def check_tolerance(value: Any, name: str, spec: StateSpec) -> Tensor:
     dtype = work_dtype(spec.dtype)
     if type(value) is float and 0.0 <= value < math.inf:
         return _same_tolerance(value, spec.width, dtype, spec.device)
-    flat, treespec = pytree.tree_flatten(value)
+    flat, treespec = tree_flatten(value)
     parts = flat if treespec == spec.treespec else flat * len(spec.shapes) if len(flat) == 1 else None
     if parts is None:
         raise TypeError(f"{name} must be a number, a tensor or a tree like the state, got {value!r}")

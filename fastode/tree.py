@@ -17,9 +17,28 @@ LEAF = pytree.tree_flatten(0)[1]
 STATE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def tree_flatten(tree: Any) -> tuple[list[Any], Any]:
+    """Leaves and structure of nested tuples, lists and dicts, as torch's; without its cost where nothing is nested."""
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        if all(isinstance(leaf, Tensor) for leaf in tree):
+            return list(tree), _flat(kind, len(tree))
+    elif kind is dict and all(isinstance(leaf, Tensor) for leaf in tree.values()):
+        return list(tree.values()), _flat(kind, tuple(tree))
+    elif isinstance(tree, Tensor):
+        return [tree], LEAF
+    return pytree.tree_flatten(tree)
+
+
+@lru_cache(maxsize=256)
+def _flat(kind: Any, entries: Any) -> Any:
+    """The structure of a tuple or list of so many leaves, or of a dict with these keys."""
+    return pytree.tree_flatten(dict.fromkeys(entries, 0) if kind is dict else kind([0] * entries))[1]
+
+
 def leaves(tree: Any) -> list[Any]:
     """The leaves of nested tuples, lists and dicts, in a fixed order."""
-    return pytree.tree_flatten(tree)[0]
+    return tree_flatten(tree)[0]
 
 
 def tree_map(fn: Callable[[Any], Any], tree: Any) -> Any:
@@ -75,7 +94,7 @@ class StateSpec:
         if self.is_tensor and isinstance(tree, Tensor):  # the common case, called for every stage
             self._check_leaf(tree, self.shapes[0], what, lead)
             return tree if tree.ndim == 2 else tree.reshape(lead, self.width)
-        parts, treespec = pytree.tree_flatten(tree)
+        parts, treespec = tree_flatten(tree)
         if treespec != self.treespec:
             try:
                 parts = self.treespec.flatten_up_to(tree)  # the keys of a dict may come in another order
@@ -116,7 +135,7 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
     """
     if isinstance(y0, Tensor) and y0.ndim == 2 and y0.dtype in STATE_DTYPES:  # the common case
         return y0.resolve_neg(), _rows(y0.shape[1], y0.dtype, y0.device)
-    parts, treespec = ([y0], LEAF) if isinstance(y0, Tensor) else pytree.tree_flatten(y0)
+    parts, treespec = tree_flatten(y0)
     if not parts:
         raise TypeError(f"y0 must be a tensor or a tree of tensors, got an empty {type(y0).__name__}")
     for part in parts:

@@ -26,8 +26,8 @@ _TILE_BYTES = 32 * 1024
 """Of a tile, so that it stays in the first-level cache."""
 _SHORT = 256
 _SHORT_TILE_BYTES = 256 * 1024
-"""Where an instruction works on fewer than ``_SHORT`` elements its fixed cost outweighs what the second-level cache costs:
-the adjoint of 10,000 Lorenz systems takes 34 ms with 32 lanes, 14 with 256."""
+"""Where an instruction works on fewer than ``_SHORT`` elements its fixed cost outweighs what the second-level cache
+costs: the adjoint of 10,000 Lorenz systems takes 34 ms with 32 lanes, 14 with 256."""
 
 
 class Tiles:
