@@ -19,7 +19,7 @@ STATE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def tree_flatten(tree: Any) -> tuple[list[Any], Any]:
     """Leaves and structure of nested tuples, lists and dicts, as torch's; without its cost where nothing is nested."""
-    kind = type(tree)
+    kind: Any = type(tree)
     if kind is tuple or kind is list:
         if all(isinstance(leaf, Tensor) for leaf in tree):
             return list(tree), _flat(kind, len(tree))

@@ -60,10 +60,12 @@ public:
         live_ = 0;
         const int64_t n = end - last;
         set_active(whole_lanes(n, lanes_));
+        int64_t n_free = 0;
         for (int64_t lane = 0; lane < n; ++lane) {
             const bool sound = !std::isnan(d1_[lane]);
-            if (!Base::begin_sample(lane, last + lane, l_.h[lane], sound)) refill_lane(lane);
+            if (!Base::begin_sample(lane, last + lane, l_.h[lane], sound)) free_[n_free++] = static_cast<int32_t>(lane);
         }
+        refill(n_free);
         while (live_ > 0) {
             shrink();
             Base::step(frame_.active);
@@ -91,18 +93,25 @@ private:
     // Of the lanes whose step was accepted, the new array.
     void take(T* out, const T* fresh) { stage_.blend(out, fresh, taken_of_, dim_, lanes_, frame_.active); }
 
+    // Gives n free lanes the next samples of the queue that have steps to take.
     void refill(int64_t n) {
-        for (int64_t i = 0; i < n; ++i) refill_lane(free_[i]);
-    }
-
-    // The next sample of the queue that has steps to take.
-    void refill_lane(int64_t lane) {
-        while (queue_ < queue_end_) {
-            const int64_t sample = queue_++, at = sample - begin_;
-            put_lane(y_, lanes_, lane, solve_.y0 + sample * dim_, dim_);
-            put_lane(k_[0], lanes_, lane, k1_ + at * dim_, dim_);
-            pack_param(program_, solve_.leaves, sample, frame_.base[base_param], lanes_, lane);
-            if (Base::begin_sample(lane, sample, h0_[at], sound_[at] != 0)) return;
+        while (n > 0 && queue_ < queue_end_) {
+            n = std::min(n, queue_end_ - queue_);
+            const int64_t first = queue_, at = first - begin_;
+            queue_ += n;
+            const T* rows[kMostLanes];
+            for (int64_t i = 0; i < n; ++i) rows[i] = solve_.y0 + (first + i) * dim_;
+            put_scattered(y_, lanes_, free_, rows, 1, dim_, n);
+            for (int64_t i = 0; i < n; ++i) rows[i] = k1_ + (at + i) * dim_;
+            put_scattered(k_[0], lanes_, free_, rows, 1, dim_, n);
+            pack_scattered(program_, solve_.leaves, first, n, free_, frame_.base[base_param], lanes_);
+            int64_t idle = 0;
+            for (int64_t i = 0; i < n; ++i) {
+                if (!Base::begin_sample(free_[i], first + i, h0_[at + i], sound_[at + i] != 0)) {
+                    free_[idle++] = free_[i];
+                }
+            }
+            n = idle;
         }
     }
 

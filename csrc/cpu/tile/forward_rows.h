@@ -124,7 +124,7 @@ private:
     void load(int64_t slot, int64_t sample) {
         Base::load_times(slot, sample);
         std::copy_n(solve_.y0 + sample * dim_, dim_, y_ + slot * slots_.stride);
-        pack_param(program_, solve_.leaves, sample, frame_[slot].base[base_param], 1, 0);
+        pack_param(program_, solve_.leaves, sample, frame_[slot].base[base_param]);
     }
 
     using Base::d1_;

@@ -57,21 +57,51 @@ void pack_shared(const TileProgram& program, const TileLeaves<T>& leaves, T* out
     }
 }
 
-// The constants of one sample into a lane of PARAM.
+// Runs of numbers into lanes that need not lie side by side: to[i * lanes + lane[k]] = from[k][i * step]. Several at
+// once, so that a cache line of the tile is fetched once for them.
+template <class T, int kSamples>
+void scatter_lanes(T* to, int64_t lanes, const int32_t* lane, const T* const* from, int64_t step, int64_t n) {
+    const T* source[kSamples];
+    int64_t place[kSamples];
+    for (int k = 0; k < kSamples; ++k) {
+        source[k] = from[k];
+        place[k] = lane[k];
+    }
+    for (int64_t i = 0; i < n; ++i, to += lanes) {
+        for (int k = 0; k < kSamples; ++k) to[place[k]] = source[k][i * step];
+    }
+}
 template <class T>
-void pack_param(const TileProgram& program, const TileLeaves<T>& leaves, int64_t sample, T* out, int64_t lanes,
-                int64_t lane) {
+void put_scattered(T* to, int64_t lanes, const int32_t* lane, const T* const* from, int64_t step, int64_t n,
+                   int64_t samples) {
+    int64_t k = 0;
+    for (; k + 4 <= samples; k += 4) scatter_lanes<T, 4>(to, lanes, lane + k, from + k, step, n);
+    for (; k < samples; ++k) scatter_lanes<T, 1>(to, lanes, lane + k, from + k, step, n);
+}
+
+// The constants of one sample where a tile has a single lane.
+template <class T>
+void pack_param(const TileProgram& program, const TileLeaves<T>& leaves, int64_t sample, T* out) {
     for (const TilePack& p : program.param_pack) {
         const auto leaf = static_cast<size_t>(p.leaf);
-        const T* from = leaves.params[leaf] + sample * leaves.strides[leaf] + p.src;
-        T* to = out + p.dst * lanes + lane;
-        if (lanes == 1) {
-            copy_block(p, from, to);
-            continue;
-        }
-        for (int64_t r = 0; r < p.rows; ++r) {
-            const T* row = from + r * p.src_rs;
-            for (int64_t c = 0; c < p.cols; ++c, to += lanes) *to = row[c * p.src_cs];
+        copy_block(p, leaves.params[leaf] + sample * leaves.strides[leaf] + p.src, out + p.dst);
+    }
+}
+
+// The constants of samples first, first + 1, ... into the given lanes.
+template <class T>
+void pack_scattered(const TileProgram& program, const TileLeaves<T>& leaves, int64_t first, int64_t n,
+                    const int32_t* lane, T* out, int64_t lanes) {
+    const T* rows[kMostLanes];
+    for (const TilePack& p : program.param_pack) {
+        const auto leaf = static_cast<size_t>(p.leaf);
+        const bool whole = p.src_rs == p.cols * p.src_cs || p.rows == 1;  // one run with a constant step
+        const int64_t runs = whole ? 1 : p.rows, length = whole ? p.rows * p.cols : p.cols;
+        for (int64_t run = 0; run < runs; ++run) {
+            for (int64_t k = 0; k < n; ++k) {
+                rows[k] = leaves.params[leaf] + (first + k) * leaves.strides[leaf] + p.src + run * p.src_rs;
+            }
+            put_scattered(out + (p.dst + run * p.cols) * lanes, lanes, lane, rows, p.src_cs, length, n);
         }
     }
 }
@@ -80,7 +110,7 @@ void pack_param(const TileProgram& program, const TileLeaves<T>& leaves, int64_t
 template <class T>
 void pack_params(const TileProgram& program, const TileLeaves<T>& leaves, const int64_t* samples, int64_t n, T* out,
                  int64_t lanes) {
-    if (lanes == 1) return pack_param(program, leaves, samples[0], out, 1, 0);
+    if (lanes == 1) return pack_param(program, leaves, samples[0], out);
     const T* rows[kMostLanes];
     for (const TilePack& p : program.param_pack) {
         const auto leaf = static_cast<size_t>(p.leaf);
@@ -119,16 +149,6 @@ void prefetch_param(const TileProgram& program, const TileLeaves<T>& leaves, int
             __builtin_prefetch(from + i, 0, 2);
         __asm__ volatile("" : : "r"(from));  // GCC takes a function that only prefetches for one without effect
     }
-}
-
-// A row to and from one lane.
-template <class T>
-void put_lane(T* tile, int64_t lanes, int64_t lane, const T* row, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) tile[i * lanes + lane] = row[i];
-}
-template <class T>
-void get_lane(T* row, const T* tile, int64_t lanes, int64_t lane, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) row[i] = tile[i * lanes + lane];
 }
 
 // Rows of `width` numbers to and from the first n lanes; row(lane) says where each is.

@@ -105,7 +105,7 @@ public:
     void load_params(const TileLeaves<T>& leaves, const int64_t* samples, int64_t n) {
         if (lanes_ != 1) return pack_params(program_, leaves, samples, n, frame_[0].base[base_param], lanes_);
         for (int64_t slot = 0; slot < n; ++slot) {
-            pack_param(program_, leaves, samples[slot], at(0, slot).base[base_param], 1, 0);
+            pack_param(program_, leaves, samples[slot], at(0, slot).base[base_param]);
         }
     }
     void clear_gradients() {
