@@ -7,7 +7,6 @@ differentiated to any order. Users derive from these classes and put theirs into
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from fastode.dropin.functions import Perturb
 from fastode.dropin.norms import Norm
+from fastode.dropin.roots import find_root
 from fastode.tableaus import Tableau, get_tableau
 
 MAX_EVENT_STEPS = 20_000
@@ -35,7 +35,7 @@ def warn_unused(solver: object, unused: dict[str, Any]) -> None:
 def locate_event(
     state_at: Callable[[Tensor], Tensor], sign0: float, t0: Tensor, t1: Tensor, event_fn: Callable[..., Any], tol: float
 ) -> Tensor:
-    """The time in [t0, t1] at which an event changes its sign, by bisection of the state between steps. No gradient.
+    """The time in [t0, t1] at which an event changes its sign, from the state between steps. No gradient.
 
     Args:
         state_at: the state at a time between the two.
@@ -46,15 +46,15 @@ def locate_event(
         tol: width of the interval at which to stop, in units of t; rounding of the time bounds it from below.
     """
     with torch.no_grad():
-        low, high = t0.detach().double(), t1.detach().double()
-        finest = 4 * torch.finfo(t0.dtype).eps * max(abs(float(low)), abs(float(high)))
-        width, tol = float(high - low), max(tol, finest, 1e-300)
-        for _ in range(math.ceil(math.log2(width / tol)) if width > tol else 0):
-            middle = (low + high) / 2
-            time = middle.to(t0.dtype)
-            same = float(torch.sign(event_fn(time, state_at(time)))) == sign0
-            low, high = (middle, high) if same else (low, middle)
-        return ((low + high) / 2).to(t0.dtype)
+        low, high = float(t0.detach()), float(t1.detach())
+        tol = max(tol, 4 * torch.finfo(t0.dtype).eps * max(abs(low), abs(high)), 1e-300)
+
+        def value(t: float) -> float:
+            time = torch.tensor(t, dtype=t0.dtype, device=t0.device)
+            return float(event_fn(time, state_at(time)))
+
+        root = find_root(value, low, high, sign0, tol)
+        return torch.tensor(root, dtype=t0.dtype, device=t0.device)
 
 
 class AdaptiveStepsizeODESolver(ABC):
@@ -201,7 +201,7 @@ class FixedGridODESolver(ABC):
             with torch.no_grad():
                 sign1 = float(torch.sign(event_fn(t1, y1)))
             if sign1 != sign0:
-                between = self._between(t0, y0, f0, t1, y1, float(t0), float(t1))
+                between = self._between(t0, y0, f0, t1, y1, *(float(t.detach()) for t in (t0, t1)))
                 inside = partial(_at_tensor, between)
                 tol = float(torch.as_tensor(self.atol).min())
                 event_time = locate_event(inside, sign0, t0, t1, event_fn, tol)
