@@ -60,6 +60,11 @@ class CapturedField:
         return f"CapturedField({self.field!r})\n{self.program}"
 
 
+def uncaptured(field: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's callable, whose program is known: a captured field is described by nothing but this."""
+    return field.field if isinstance(field, CapturedField) else field
+
+
 def _problem(field: Callable[..., Any], y0: Any, controls: Any, t: Any, **options: Any) -> tuple[Plan, Inputs]:
     settings: dict[str, Any] = {
         "method": "dopri5",
@@ -73,7 +78,7 @@ def _problem(field: Callable[..., Any], y0: Any, controls: Any, t: Any, **option
     unknown = options.keys() - settings.keys()
     if unknown:
         raise TypeError(f"unknown options {sorted(unknown)}; known are {sorted(settings)}")
-    return make_problem(field, y0, t, controls, **{**settings, **options})
+    return make_problem(uncaptured(field), y0, t, controls, **{**settings, **options})
 
 
 def capture(field: Callable[..., Any], y0: Any, controls: Any = None, *, t: Any = (0.0, 1.0)) -> CapturedField:

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fastode.autograd import boundary_gradients
-from fastode.backends.cpu.backend import CpuBackend, leaves_for_kernels
-from fastode.backends.cpu.record import PackedRecord
+from fastode.backends import choose
+from fastode.backends.base import ProgramBackend, reads_halves
+from fastode.backends.cpu.backend import leaves_for_kernels
+from fastode.backends.packing import pack, unpack
 from fastode.captured import CapturedField, captured_field
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController, PIDController
@@ -28,12 +30,12 @@ from fastode.solve import solve_now
 from fastode.status import SolveError, Status
 from fastode.tableaus import Tableau
 
-_BACKEND = CpuBackend()
+_NAMES = ("auto", *(backend.name for backend in choose.PROGRAMS))
 _solve_outside = torch._dynamo.disable(solve_now, reason="only fields from fastode.capture are solved inside a graph")
 
 _SETTINGS = (
-    "int field, str method, float rtol, float atol, float step_size, str controller, int max_steps, int every, "
-    "int max_bytes"
+    "int field, str backend, str method, float rtol, float atol, float step_size, str controller, int max_steps, "
+    "int every, int max_bytes"
 )
 
 
@@ -53,6 +55,7 @@ def solve(field: Any, y0: Any, t: Any, **options: Any) -> Solution:
         field.held,
         options["on_failure"] == "raise",
         field.number,
+        options["backend"],
         options["method"],
         float(options["rtol"]),
         float(options["atol"]),
@@ -67,15 +70,16 @@ def solve(field: Any, y0: Any, t: Any, **options: Any) -> Solution:
         part.reshape(*part.shape[:2], *leaf.shape[1:])
         for part, leaf in zip(ys.split(sizes, dim=2), leaves, strict=True)
     ]
-    stats = Stats(columns[1], columns[2], columns[3])
-    return Solution(times, pytree.tree_unflatten(parts, spec), Outcome(columns[0], reached, stats), field.state, None)
+    status, *counts = columns.unbind()
+    outcome = Outcome(status, reached, Stats(*counts))
+    return Solution(times, pytree.tree_unflatten(parts, spec), outcome, field.state, None)
 
 
 def _fits(options: dict[str, Any]) -> bool:
     numbers = all(isinstance(options[name], (int, float)) for name in ("rtol", "atol"))
     step = options["step_size"] is None or isinstance(options["step_size"], (int, float))
     gradient = options["gradient"] == "checkpoint" or isinstance(options["gradient"], Checkpoint)
-    plain = not options["dense"] and isinstance(options["method"], str) and options["backend"] in ("auto", "cpu")
+    plain = not options["dense"] and isinstance(options["method"], str) and options["backend"] in _NAMES
     return numbers and step and gradient and plain
 
 
@@ -88,18 +92,38 @@ def _controller_text(controller: PIDController | None) -> str:
     return ",".join([str(float(number)) for number in numbers])
 
 
+def _backend(name: str, plan: Plan, capture: Capture) -> ProgramBackend:
+    """The backend for a program, whose gradient may be asked for: as ``solve`` chooses it.
+
+    Raises:
+        RuntimeError: none can run it, or the one asked for cannot; the message says why.
+    """
+    reasons = []
+    for candidate in choose.PROGRAMS:
+        if not (candidate.device == plan.field.state.device.type if name == "auto" else candidate.name == name):
+            continue
+        reason = candidate.unavailable() or candidate.unsupported(plan)
+        reason = reason or candidate.unsupported_program(plan, capture, True)
+        if reason is None:
+            return candidate
+        reasons.append(f"{candidate.name}: {reason}")
+    why = "; ".join(reasons) or f"no backend executes programs on {plan.field.state.device}"
+    raise RuntimeError(f"backend {name!r} cannot run this solve inside a graph: {why}")
+
+
 def _problem(
     y0: Sequence[Tensor],
     times: Tensor,
     controls: Sequence[Tensor],
     field: int,
+    backend: str,
     method: str | Tableau,
     rtol: float,
     atol: float,
     step_size: float,
     controller: str,
     max_steps: int,
-) -> tuple[Plan, Inputs, Capture, CapturedField]:
+) -> tuple[Plan, Inputs, Capture, CapturedField, ProgramBackend]:
     captured = captured_field(field)
     given = None
     if controller:
@@ -122,13 +146,10 @@ def _problem(
         max_steps,
         False,
     )
-    reason = _BACKEND.unsupported(plan)
-    if reason is not None:
-        raise RuntimeError(f"backend 'cpu' cannot run this solve: {reason}")
     found, _ = capture_field(plan.field, plan.times, inputs.y0.detach(), [c.detach() for c in inputs.controls])
     if isinstance(found, Refusal):
         raise RuntimeError(f"the field has no program any more: {found}")
-    return plan, inputs, found, captured
+    return plan, inputs, found, captured, _backend(backend, plan, found)
 
 
 @torch.library.custom_op(
@@ -136,22 +157,23 @@ def _problem(
     mutates_args=(),
     schema=(
         f"(Tensor[] y0, Tensor times, Tensor[] controls, Tensor[] held, bool raises, {_SETTINGS}) -> "
-        "(Tensor, Tensor, Tensor, Tensor)"
+        "(Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
 )
 def _solve(
     y0: list[Tensor], times: Tensor, controls: list[Tensor], held: list[Tensor], raises: bool, *settings: Any
 ) -> tuple[Tensor, ...]:
-    """(T, B, D) outputs; (4, B) status and counts; (B,) times reached; the record."""
+    """(T, B, D) outputs; (4, B) status and counts; (B,) times reached; the record and its layout."""
     *numbers, every, max_bytes = settings
-    plan, inputs, capture, _ = _problem(y0, times, controls, *numbers)
-    shared, sample = leaves_for_kernels(*capture.leaves(held, inputs.controls, plan.batch))
+    plan, inputs, capture, _, backend = _problem(y0, times, controls, *numbers)
+    leaves = capture.leaves(held, inputs.controls, plan.batch, reads_halves(backend))
+    shared, sample = leaves_for_kernels(*leaves)
     policy = Checkpoint(every, max_bytes or None)
-    result = _BACKEND.forward(plan, capture, inputs.y0.contiguous(), shared, sample, policy, None)
+    result = backend.forward(plan, capture, inputs.y0.contiguous(), shared, sample, policy, None)
     if raises and result.failed:
         raise SolveError(result.status, result.reached)
     columns = torch.stack([result.status, result.stats.n_accepted, result.stats.n_rejected, result.stats.n_evals])
-    return result.ys, columns, result.reached.clone(), torch.from_numpy(result.record.words)
+    return result.ys, columns, result.reached.clone(), *pack(result.record)
 
 
 @_solve.register_fake
@@ -159,13 +181,15 @@ def _(
     y0: list[Tensor], times: Tensor, controls: list[Tensor], held: list[Tensor], raises: bool, *settings: Any
 ) -> tuple[Tensor, ...]:
     batch, width = y0[0].shape[0], sum(math.prod(leaf.shape[1:]) for leaf in y0)
-    n_words = torch.library.get_ctx().new_dynamic_size()
+    context = torch.library.get_ctx()
+    n_words, n_numbers = context.new_dynamic_size(), context.new_dynamic_size()
     like = y0[0]
     return (
         like.new_empty(times.shape[0], batch, width),
         like.new_empty(4, batch, dtype=torch.int64),
         like.new_empty(batch, dtype=torch.float64),
         like.new_empty(n_words, dtype=torch.int64),
+        torch.empty(n_numbers, dtype=torch.int64, device="cpu"),
     )
 
 
@@ -173,7 +197,7 @@ def _(
     "fastode::solve_backward",
     mutates_args=(),
     schema=(
-        "(Tensor grad_ys, Tensor ys, Tensor status, Tensor words, Tensor[] y0, Tensor times, "
+        "(Tensor grad_ys, Tensor ys, Tensor status, Tensor words, Tensor layout, Tensor[] y0, Tensor times, "
         f"Tensor[] controls, Tensor[] held, {_SETTINGS}) -> Tensor[]"
     ),
 )
@@ -182,6 +206,7 @@ def _solve_backward(
     ys: Tensor,
     status: Tensor,
     words: Tensor,
+    layout: Tensor,
     y0: list[Tensor],
     times: Tensor,
     controls: list[Tensor],
@@ -189,20 +214,20 @@ def _solve_backward(
     *settings: Any,
 ) -> list[Tensor]:
     """Gradients by y0, times, controls and held, zeros where there is none."""
-    plan, inputs, capture, captured = _problem(y0, times, controls, *settings[:-2])
+    plan, inputs, capture, captured, backend = _problem(y0, times, controls, *settings[:-2])
     solved = status == Status.SUCCESS
     with torch.enable_grad():
         sources = [x.detach().requires_grad_(x.is_floating_point()) for x in (*inputs.controls, *held)]
         own_controls, own_held = sources[: len(controls)], sources[len(controls) :]
-        leaves = capture.leaves(own_held, own_controls, plan.batch)
+        leaves = capture.leaves(own_held, own_controls, plan.batch, reads_halves(backend))
     kernel_leaves = leaves_for_kernels(*[[leaf.detach() for leaf in part] for part in leaves])
-    record = PackedRecord(words.numpy(), plan.batch, inputs.y0.shape[1], inputs.y0.dtype)
+    record = unpack(words, layout, plan.batch, inputs.y0.shape[1], inputs.y0.dtype)
     both = [*leaves[0], *leaves[1]]
     wanted = tuple(leaf.requires_grad for leaf in both)
-    a0, grads = _BACKEND.backward(plan, capture, record, *kernel_leaves, wanted, solved, grad_ys)
+    a0, grads = backend.backward(plan, capture, record, *kernel_leaves, wanted, solved, grad_ys)
 
     def field(t: Tensor, y: Tensor) -> Tensor:
-        return _BACKEND.evaluate(capture, t, y, *kernel_leaves)
+        return backend.evaluate(capture, t, y, *kernel_leaves)
 
     lam = torch.where(solved[:, None], grad_ys, 0.0)
     k1 = field(plan.times[0], inputs.y0)
@@ -217,30 +242,32 @@ def _solve_backward(
     grad_t = grad_times.sum(1) if times.ndim == 1 else grad_times
     return [
         *[g.to(x.dtype).clone().reshape(x.shape) for g, x in zip(by_y0, y0, strict=True)],
-        grad_t.to(times.dtype) if times.is_floating_point() else torch.zeros_like(times),
+        grad_t.to(times.device, times.dtype) if times.is_floating_point() else torch.zeros_like(times),
         *[torch.zeros_like(x) if g is None else g.clone() for g, x in zip(rest, (*controls, *held), strict=True)],
     ]
 
 
 @_solve_backward.register_fake
-def _(grad_ys: Tensor, ys: Tensor, status: Any, words: Any, *rest: Any) -> list[Tensor]:
+def _(grad_ys: Tensor, ys: Tensor, status: Any, words: Any, layout: Any, *rest: Any) -> list[Tensor]:
     y0, times, controls, held = rest[:4]
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (*y0, times, *controls, *held)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     y0, times, controls, held, _, *settings = inputs
-    ys, columns, _, words = output
-    ctx.save_for_backward(ys, columns, words, times, *y0, *controls, *held)
+    ys, columns, _, words, layout = output
+    ctx.save_for_backward(ys, columns, words, layout, times, *y0, *controls, *held)
     ctx.counts = len(y0), len(controls), len(held)
     ctx.settings = settings
 
 
 def _backward(ctx: Any, grad_ys: Tensor, *_: Any) -> tuple[Any, ...]:
-    ys, columns, words, times, *tensors = ctx.saved_tensors
+    ys, columns, words, layout, times, *tensors = ctx.saved_tensors
     n, m, k = ctx.counts
     y0, controls, held = tensors[:n], tensors[n : n + m], tensors[n + m :]
-    grads = torch.ops.fastode.solve_backward(grad_ys, ys, columns[0], words, y0, times, controls, held, *ctx.settings)
+    grads = torch.ops.fastode.solve_backward(
+        grad_ys, ys, columns[0], words, layout, y0, times, controls, held, *ctx.settings
+    )
     by_times = grads[n] if times.is_floating_point() else None
     rest = grads[n + 1 :]
     return grads[:n], by_times, rest[:m], rest[m : m + k], None, *[None] * len(ctx.settings)

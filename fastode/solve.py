@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastode.backends.base import Forward
+from fastode.captured import uncaptured
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import PIDController
 from fastode.events.chain import solve_events
@@ -136,6 +137,7 @@ def solve_now(
     if on_failure not in ("raise", "nan"):
         raise ValueError(f"on_failure must be 'raise' or 'nan', got {on_failure!r}")
     check_gradient(gradient, backend)
+    field = uncaptured(field)
     plan, inputs = make_problem(field, y0, t, controls, method, rtol, atol, step_size, controller, max_steps, dense)
     if events is not None:
         return _with_events(plan, inputs, t, check_events(events), gradient, backend, on_failure)

@@ -6,8 +6,12 @@ import pytest
 import torch
 import torch._dynamo
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import fastode
+from fastode.backends import choose
+from fastode.backends.cuda.backend import CudaBackend
 from fastode.fields import ControlledField, MLPField
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -88,6 +92,17 @@ def test_parameters_are_read_when_the_graph_runs():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # with and without gradient of the input
 
 
+def test_a_captured_field_is_solved_by_its_program_outside_of_graphs_too():
+    """Its parameters are found: they belong to the module that it was made of."""
+    net = MLPField(3, (8,))
+    field, y0 = fastode.capture(net, torch.randn(4, 3)), torch.randn(6, 3)
+    assert fastode.explain(field, y0).backend == fastode.explain(net, y0).backend == "cpu"
+    got, expected = (fastode.solve(f, y0, [0.0, 1.0], backend="cpu").ys for f in (field, net))
+    assert torch.equal(got, expected)
+    grads = torch.autograd.grad(got.sum(), list(net.parameters()))
+    torch.testing.assert_close(grads, torch.autograd.grad(expected.sum(), list(net.parameters())), rtol=0.0, atol=0.0)
+
+
 def test_trees_statistics_and_failures():
     def field(t, state):
         x, v = state["x"], state["v"]
@@ -120,8 +135,78 @@ def test_the_operator_is_well_formed(needs):
     y0 = torch.randn(5, 3, requires_grad=needs == "state")
     times = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64, requires_grad=needs == "times")
     controls = [] if needs == "parameters" else [torch.randn(5, 12, requires_grad=needs == "controls")]
-    settings = (field.number, "dopri5", 1e-3, 1e-4, math.nan, "", 1000, 1, 0)
+    settings = (field.number, "auto", "dopri5", 1e-3, 1e-4, math.nan, "", 1000, 1, 0)
     torch.library.opcheck(torch.ops.fastode.solve.default, ([y0], times, controls, field.held, True, *settings))
+
+
+@pytest.fixture
+def cuda_on_host(monkeypatch):
+    """The kernels of backend ``cuda``, compiled for the host."""
+    others = [p for p in choose.PROGRAMS if p.name != "cuda"]
+    monkeypatch.setattr(choose, "PROGRAMS", (CudaBackend(on_host=True), *others))
+
+
+@pytest.mark.parametrize("max_bytes", [None, 300])
+def test_compiled_is_eager_with_kernels_of_gpus(cuda_on_host, max_bytes):
+    """Records in pages go through the graph as two tensors."""
+    options = {"backend": "cuda", "gradient": fastode.Checkpoint(max_bytes=max_bytes), "max_steps": 200}
+    model, x = Model(True, **options), torch.randn(5, 3, dtype=torch.float64)
+    expected = results(model, x)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for value, truth in zip(results(compiled, x), expected, strict=True):
+        torch.testing.assert_close(value, truth, rtol=1e-10, atol=1e-10)
+
+
+def test_a_backend_that_cannot_run_it_says_why():
+    field = fastode.capture(MLPField(3, (8,)), torch.randn(4, 3))
+    options = {"backend": "cuda"}
+    solve = torch.compile(lambda y: fastode.solve(field, y, [0.0, 1.0], **options).ys, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match=r"backend 'cuda' cannot run this solve inside a graph: cuda: "):
+        solve(torch.randn(4, 3))
+
+
+def test_fake_tensors_on_a_gpu():
+    """What tracing needs to know of the operators there: shapes, types and devices; no GPU is needed for that."""
+    from fastode import compiled  # noqa: F401 - registers them
+
+    field = fastode.capture(ControlledField(3), torch.randn(4, 3), torch.randn(4, 12))
+    shapes = ShapeEnv()
+    with FakeTensorMode(shape_env=shapes):
+        y0, controls = torch.empty(5, 3, device="cuda"), torch.empty(5, 12, device="cuda")
+        times = torch.empty(4, dtype=torch.float64)  # the user's may be on the CPU
+        settings = (field.number, "auto", "dopri5", 1e-3, 1e-4, math.nan, "", 1000, 1, 0)
+        ys, columns, reached, words, layout = torch.ops.fastode.solve([y0], times, [controls], [], True, *settings)
+        assert (ys.shape, ys.dtype) == ((4, 5, 3), torch.float32)
+        assert (columns.shape, columns.dtype) == ((4, 5), torch.int64)
+        assert (reached.shape, reached.dtype) == ((5,), torch.float64)
+        assert words.dtype == layout.dtype == torch.int64
+        assert {x.device.type for x in (ys, columns, reached, words)} == {"cuda"}
+        assert layout.device.type == "cpu"  # the host reads it
+        grads = torch.ops.fastode.solve_backward(
+            torch.empty_like(ys), ys, columns.select(0, 0), words, layout, [y0], times, [controls], [], *settings
+        )
+        for grad, source in zip(grads, (y0, times, controls), strict=True):
+            assert (grad.shape, grad.dtype, grad.device) == (source.shape, source.dtype, source.device)
+
+
+def test_a_solve_on_a_gpu_is_traced_into_one_graph():
+    """Without gradient: the autograd engine of a torch without CUDA knows no such device."""
+    field = fastode.capture(ControlledField(3), torch.randn(4, 3), torch.randn(4, 12))
+    seen = []
+
+    def keep(graph, examples):
+        seen.append(graph)
+        return graph.forward
+
+    def model(y0, controls):
+        return fastode.solve(field, y0, [0.0, 0.5, 1.0], controls=controls).ys.select(0, -1) * 2
+
+    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()), torch.no_grad():
+        y0, controls = torch.empty(5, 3, device="cuda"), torch.empty(5, 12, device="cuda")
+        out = torch.compile(model, fullgraph=True, backend=keep)(y0, controls)
+    assert (out.shape, out.device.type) == ((5, 3), "cuda")
+    (graph,) = seen
+    assert "torch.ops.fastode.solve" in graph.code
 
 
 def test_gradients_by_times_inside_the_graph():

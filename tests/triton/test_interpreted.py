@@ -10,6 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 GROUPS = {
+    "compile": ("check_compile.py", ""),
     "fields_scalarised": ("check_fields.py", "scalarised"),
     "fields_tiled": ("check_fields.py", "tiled and f64"),
     "fields_float32": ("check_fields.py", "f32"),
