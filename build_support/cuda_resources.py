@@ -71,7 +71,7 @@ def usages(text: str) -> list[Usage]:
 def readable(mangled: str) -> str:
     """A kernel's name, type and sizes from its mangled name."""
     kinds = {"f": "float", "d": "double"}
-    net = re.search(r"net_(forward|adjoint)_kernelINS_8NetShapeI([fd])Li(\d+)ELi(\d+)E", mangled)
+    net = re.search(r"net_(forward|adjoint)_kernelINS_\d+Net(?:Wide)?ShapeI([fd])Li(\d+)ELi(\d+)E", mangled)
     if net:
         direction, kind, dim, layers = net.groups()
         return f"net_{direction} {kinds[kind]} {dim} layers {layers}"

@@ -197,5 +197,6 @@ int check(int batch, int width) {
 
 int main() {
     return check<NetShape<float, 16, 1>, float>(2, 13) + check<NetShape<float, 8, 2>, float>(2, 7) +
-           check<NetShape<double, 32, 1>, double>(1, 30) + check<NetShape<float, 32, 2>, float>(1, 32);
+           check<NetShape<double, 32, 1>, double>(1, 30) + check<NetShape<float, 32, 2>, float>(1, 32) +
+           check<NetWideShape<float, 32, 2>, float>(2, 29) + check<NetWideShape<double, 64, 1>, double>(1, 64);
 }

@@ -28,4 +28,4 @@ def test_threads_of_a_group_wait_for_each_other(tmp_path):
         pytest.skip("the thread sanitizer does not run on this system")
     assert found.returncode == 0, found.stdout + found.stderr[-4000:]
     assert "data race" not in found.stderr
-    assert found.stdout.count("same bits") == 4
+    assert found.stdout.count("same bits") == 6

@@ -61,13 +61,62 @@ def test_sizes_take_the_steps_of_the_reference(dim, hidden):
     compare(*problem(dim, hidden))
 
 
+WIDE = [(129, None), (160, None), (200, None), (257, None), (512, None), (20, 130), (140, 300), (128, 65)]
+"""Beyond what fits on chip: matrices are streamed; the last one in float64 only."""
+
+
+@pytest.mark.parametrize(("dim", "hidden"), WIDE)
+def test_streamed_matrices_take_the_steps_of_the_reference(dim, hidden):
+    compare(*problem(dim, hidden, batch=2), t=(0.0, 0.4, 0.7), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"gradient": Checkpoint(3)}, {"method": "dopri8"}, {"t": (1.0, 0.3, -0.5)}], ids=str
+)
+def test_options_with_streamed_matrices(options):
+    compare(*problem(130, batch=2), **options)
+
+
+@pytest.mark.parametrize("kind", ["turned", "slice"])
+def test_streamed_matrices_that_lie_otherwise(kind):
+    """Transposed, with a factor, and in the middle of a leaf; what is no weight has no gradient."""
+    y0 = torch.randn(2, 131, dtype=torch.float64)
+    weights = torch.randn(2, 135, 140, dtype=torch.float64) / 12
+
+    def field(t, y, c):
+        own = c[:, 2:133, 5:136]
+        own = own.mT if kind == "turned" else own
+        return torch.tanh(0.7 * (own @ y[..., None])[..., 0])
+
+    sol, grads = solve("cuda", field, weights, y0)
+    expected, truth = solve("reference", field, weights, y0)
+    assert torch.equal(stats_of(sol), stats_of(expected))
+    assert_close(sol.ys.detach(), expected.ys.detach())
+    assert_close(grads, truth, rtol=1e-10)
+
+
+def test_a_failing_sample_with_streamed_matrices():
+    """Its gradient is zero, though nothing of it was computed."""
+    field, weights, y0 = problem(130, batch=3)
+    weights[1, 5] = torch.nan
+    sol, grads = solve("cuda", field, weights, y0, on_failure="nan")
+    assert sol.status.tolist() == [Status.SUCCESS, Status.NON_FINITE, Status.SUCCESS]
+    healthy = torch.tensor([0, 2])
+    alone, alone_grads = solve("cuda", field, weights[healthy], y0[healthy])
+    assert same_bits(sol.ys[:, healthy].detach(), alone.ys.detach())
+    assert same_bits(grads[1][healthy], alone_grads[1])
+    assert bool((grads[1][1] == 0).all())
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("hidden", [None, 6])
 def test_activations(activation, hidden):
     compare(*problem(5, hidden, activation, scale=1.0), step_size=0.13)
 
 
-@pytest.mark.parametrize(("dim", "hidden"), [(5, None), (24, None), (100, None), (12, 30), (70, 90)])
+@pytest.mark.parametrize(
+    ("dim", "hidden"), [(5, None), (24, None), (100, None), (12, 30), (70, 90), (129, None), (257, None), (40, 200)]
+)
 def test_float32_is_as_accurate_as_torch(dim, hidden):
     field, weights, y0 = problem(dim, hidden)
     options = {"method": "rk4", "step_size": 0.1}  # the same steps in every precision
@@ -161,8 +210,8 @@ def test_fields_that_are_not_recognised_are_refused_with_a_reason():
     assert "one or two layers" in reason(
         lambda t, y, c: product(c * 3, torch.tanh(product(c * 2, torch.tanh(product(c, y)))))
     )
-    wide = torch.randn(1, 129, 129)
-    with pytest.raises(RuntimeError, match="up to 128 rows"):
+    wide = torch.randn(1, 513, 513)
+    with pytest.raises(RuntimeError, match="up to 512 rows, not 513"):
         fastode.solve(lambda t, y, c: product(c, y), wide[:, 0], [0.0, 1.0], controls=wide, backend="cuda")
 
 

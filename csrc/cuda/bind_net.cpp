@@ -227,10 +227,8 @@ void bind_net(py::module_& m) {
     bind_for<float>(m, "32");
     bind_for<double>(m, "64");
     m.def(
-        "net_supported",
-        [](bool is_double, int widest, int layers) { return net_supported(is_double, net_dimension(widest), layers); },
-        py::kw_only(), py::arg("is_double"), py::arg("widest"), py::arg("layers"),
-        "Whether there are kernels for matrices of this size.");
+        "net_supported", [](int widest, int layers) { return net_supported(net_dimension(widest), layers); },
+        py::kw_only(), py::arg("widest"), py::arg("layers"), "Whether there are kernels for matrices of this size.");
     py::dict rows;
     rows["reals"] = static_cast<int>(kNetReals);
     rows["time"] = static_cast<int>(kNetTime);

@@ -7,14 +7,17 @@
 #include "core/interpolant.h"
 #include "cuda/net_field.h"
 #include "cuda/net_pages.h"
+#include "cuda/net_stream.h"
 
 namespace fastode {
 
 template <class Shape, class T, class Group>
 struct NetBackward {
-    using Field = NetField<Shape, T, Group, true>;
-    static constexpr int kDim = Shape::kDim, kSplit = Shape::kSplit, kCols = Shape::kCols, kLayers = Shape::kLayers;
-    static constexpr int kPack = Shape::kPack;
+    using Field = NetFieldOf<Shape, T, Group, true>;
+    static constexpr int kDim = Shape::kDim, kLayers = Shape::kLayers;
+    // Gradients of the matrices: in registers, or where the matrices are streamed in memory.
+    static constexpr bool kInRegisters = !Shape::kStreamed;
+    static constexpr int kCols = Field::kCols, kPack = Field::kPack;
     using P = NetPack<T, kPack>;
     template <int kCount>
     using Local = typename Group::template Local<T, kCount>;
@@ -26,15 +29,15 @@ struct NetBackward {
     // their pullbacks; (2, kDim) vectors that are multiplied by transposed matrices; (degree + 1, kDim) gradients by
     // the step's polynomial.
     T *inputs[kLayers], *slopes[kLayers], *stages, *pulled, *inner;
-    Local<kLayers * kCols> grad_rows;
+    Local<kInRegisters ? kLayers * kCols : 1> grad_rows;
     Local<kLayers> grad_bias;
     Local<1> y, p, value;
     int turn = 0;
 
     FASTODE_HOST_DEVICE NetBackward(const Group& g, const NetAdjoint<T>& adjoint, T* shared)
-        : group(g), a(adjoint), field{g, shared, {}, {}, {}} {
+        : group(g), a(adjoint), field{g, shared} {
         const int plane = a.method.s * kDim;
-        T* at = shared + (Field::kKept ? kLayers * Shape::kMatrix : 0);
+        T* at = shared + Field::kReserved;
         for (int l = 0; l < kLayers; ++l) {
             inputs[l] = at;
             slopes[l] = at + plane;
@@ -108,20 +111,24 @@ struct NetBackward {
             const T pull = slopes[l][i * kDim + row] * g.at(rank, 0);
             g.at(rank, 0) = pull;
             if (Field::leads(rank)) u[row] = pull;
+            // For the end of the step: its gradient has all stages at once.
+            if constexpr (!kInRegisters) slopes[l][i * kDim + row] = pull;
         });
         group.sync();
         const T* x = inputs[l] + i * kDim;
         group.each([&](int rank) {
             const T pull = g.at(rank, 0);
             grad_bias.at(rank, l) += pull;
-            const int part = Field::part_of(rank);
-            FASTODE_UNROLL
-            for (int k = 0; k < kCols / kPack; ++k) {
-                const P pack = *reinterpret_cast<const P*>(x + Field::column(part, k));
+            if constexpr (kInRegisters) {
+                const int part = Field::part_of(rank);
                 FASTODE_UNROLL
-                for (int v = 0; v < kPack; ++v) {
-                    T& sum = grad_rows.at(rank, l * kCols + k * kPack + v);
-                    sum = multiply_add(pull, pack.value[v], sum);
+                for (int k = 0; k < kCols / kPack; ++k) {
+                    const P pack = *reinterpret_cast<const P*>(x + Field::column(part, k));
+                    FASTODE_UNROLL
+                    for (int v = 0; v < kPack; ++v) {
+                        T& sum = grad_rows.at(rank, l * kCols + k * kPack + v);
+                        sum = multiply_add(pull, pack.value[v], sum);
+                    }
                 }
             }
         });
@@ -192,7 +199,12 @@ struct NetBackward {
                 if constexpr (kLayers == 2) pull_layer<kLayers - 1>(i, g);
                 pull_layer<0>(i, g);
             } else {
-                group.each([&](int rank) { g.at(rank, 0) = T(0); });
+                group.each([&](int rank) {
+                    g.at(rank, 0) = T(0);
+                    if constexpr (!kInRegisters) {
+                        for (int l = 0; l < kLayers; ++l) slopes[l][i * kDim + rank] = T(0);
+                    }
+                });
             }
             group.each([&](int rank) {
                 if (Field::leads(rank)) stages[i * kDim + Field::row_of(rank)] = g.at(rank, 0);
@@ -206,6 +218,10 @@ struct NetBackward {
             p.at(rank, 0) = real_row(rank) ? sum : T(0);
         });
         group.sync();  // the vectors are free again
+        if constexpr (!kInRegisters) {
+            for (int l = 0; l < kLayers; ++l) field.add_gradient(a.layer[l], b, slopes[l], inputs[l], used);
+            group.sync();
+        }
     }
 
     // y := the state a step of this size on.
@@ -236,11 +252,16 @@ struct NetBackward {
     FASTODE_HOST_DEVICE void run(int64_t b, T* scratch) {
         group.each([&](int rank) {
             p.at(rank, 0) = T(0);
-            FASTODE_UNROLL
-            for (int i = 0; i < kLayers * kCols; ++i) grad_rows.at(rank, i) = T(0);
+            if constexpr (kInRegisters) {
+                FASTODE_UNROLL
+                for (int i = 0; i < kLayers * kCols; ++i) grad_rows.at(rank, i) = T(0);
+            }
             FASTODE_UNROLL
             for (int l = 0; l < kLayers; ++l) grad_bias.at(rank, l) = T(0);
         });
+        if constexpr (!kInRegisters) {
+            for (int l = 0; l < kLayers; ++l) field.add_gradient(a.layer[l], b, nullptr, nullptr, 0);
+        }
         const int64_t n = a.whole[kNetAccepted * a.batch + b];
         const bool solved = a.whole[kNetStatus * a.batch + b] == static_cast<int64_t>(Status::success);
         if (solved && n > 0) walk(b, n, scratch);
@@ -282,6 +303,13 @@ struct NetBackward {
                 }
             });
             if (layer.grad_weight == nullptr) continue;
+            if constexpr (kInRegisters) write_matrix(layer, b, l);
+        }
+    }
+
+    // From the registers of the threads.
+    FASTODE_HOST_DEVICE void write_matrix(const NetLayer<T>& layer, int64_t b, int l) {
+        if constexpr (kInRegisters) {
             T* through = field.matrix;
             group.sync();
             group.each([&](int rank) {

@@ -16,6 +16,8 @@ struct NetField {
     static constexpr int kDim = Shape::kDim, kSplit = Shape::kSplit, kCols = Shape::kCols, kPack = Shape::kPack;
     static constexpr int kLayers = Shape::kLayers, kPitch = Shape::kPitch;
     static constexpr bool kKept = Shape::kRowsShared || (kAdjoint && Shape::kColsShared);
+    // Numbers of shared memory that no vector may use.
+    static constexpr int kReserved = kKept ? kLayers * Shape::kMatrix : 0;
     static constexpr bool kHaveRows = !Shape::kRowsShared, kHaveCols = kAdjoint && !Shape::kColsShared;
     using P = NetPack<T, kPack>;
     template <int kCount>
@@ -23,9 +25,9 @@ struct NetField {
 
     const Group& group;
     T* matrix;  // kLayers matrices if they stay in shared memory, else room for one
-    Local<kHaveRows ? kLayers * kCols : 1> rows;
-    Local<kHaveCols ? kLayers * kCols : 1> cols;
-    Local<kLayers> bias;
+    Local<kLayers> bias = {};
+    Local<kHaveRows ? kLayers * kCols : 1> rows = {};
+    Local<kHaveCols ? kLayers * kCols : 1> cols = {};
 
     FASTODE_HOST_DEVICE static int row_of(int rank) { return rank / kSplit; }
     FASTODE_HOST_DEVICE static int part_of(int rank) { return rank % kSplit; }

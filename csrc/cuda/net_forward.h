@@ -5,13 +5,14 @@
 #include "cuda/clock.h"
 #include "cuda/net_field.h"
 #include "cuda/net_pages.h"
+#include "cuda/net_stream.h"
 
 namespace fastode {
 
 template <class Shape, class T, class Group>
 struct NetForward {
-    using Field = NetField<Shape, T, Group, false>;
-    static constexpr int kDim = Shape::kDim, kSplit = Shape::kSplit, kLayers = Shape::kLayers;
+    using Field = NetFieldOf<Shape, T, Group, false>;
+    static constexpr int kDim = Shape::kDim, kLayers = Shape::kLayers;
     template <int kCount>
     using Local = typename Group::template Local<T, kCount>;
 
@@ -25,9 +26,8 @@ struct NetForward {
     int64_t owned = 0;  // pages of the sample
 
     FASTODE_HOST_DEVICE NetForward(const Group& g, const NetSolve<T>& solve, T* shared, int64_t* slot)
-        : group(g), a(solve), field{g, shared, {}, {}, {}}, broadcast(slot) {
-        T* vectors = shared + (Field::kKept ? kLayers * Shape::kMatrix : 0);
-        inputs = vectors;
+        : group(g), a(solve), field{g, shared}, broadcast(slot) {
+        inputs = shared + Field::kReserved;
         hidden = inputs + 2 * kDim;
         k = hidden + 2 * kDim;
         weights = k + a.method.s * kDim;

@@ -15,17 +15,15 @@ struct NetLaunches {
     int64_t (*groups)(int dim, int layers, int s, int64_t batch, const Stream& stream);
 };
 
-// The padded size that kernels exist for: 8, 16, ..., 128; 0 if there is none.
+// The padded size that kernels exist for: 8, 16, ..., 512; 0 if there is none.
 inline int net_dimension(int widest) {
     int dim = 8;
     while (dim < widest) dim *= 2;
     return dim <= kNetWidest ? dim : 0;
 }
 
-// Whether there are kernels for this type, size and number of layers.
-inline bool net_supported(bool is_double, int dim, int layers) {
-    return dim > 0 && layers >= 1 && layers <= kNetLayers && !(dim == 128 && layers == 2 && is_double);
-}
+// Whether there are kernels for this size and number of layers.
+inline bool net_supported(int dim, int layers) { return dim > 0 && layers >= 1 && layers <= kNetLayers; }
 
 template <class T>
 inline int widest_of(const NetLayer<T>* layer, int layers) {

@@ -13,6 +13,7 @@ constexpr int larger(int a, int b) { return a > b ? a : b; }
 template <class T, int kDimension, int kLayerCount>
 struct NetShape {
     static constexpr int kDim = kDimension, kLayers = kLayerCount;
+    static constexpr bool kStreamed = false;
     static constexpr int kWords = static_cast<int>(sizeof(T)) / 4 * kLayers;  // registers per column of all layers
     // At most 32 registers for a thread's part of the matrices, once for each of rows, columns and gradients; but no
     // more than 512 threads.
@@ -44,6 +45,20 @@ struct NetShape {
     }
     static constexpr int forward_shared(int s) { return shared(forward_vectors(s), kRowsShared); }
     static constexpr int adjoint_shared(int s) { return shared(adjoint_vectors(s), kRowsShared || kColsShared); }
+};
+
+// Matrices that fit on chip no more: a thread has a row, and kTile columns at a time pass through shared memory.
+template <class T, int kDimension, int kLayerCount>
+struct NetWideShape {
+    static constexpr int kDim = kDimension, kLayers = kLayerCount;
+    static constexpr bool kStreamed = true;
+    static constexpr int kSplit = 1, kThreads = kDim, kGroups = 1, kBlocks = 1;
+    static constexpr int kTile = 64 / static_cast<int>(sizeof(T));  // 64 bytes of each row
+    static constexpr int kPitch = kTile + 1;
+    static constexpr int kMatrix = kDim * kPitch;
+    using Vectors = NetShape<T, kDimension, kLayerCount>;
+    static constexpr int forward_shared(int s) { return kMatrix + Vectors::forward_vectors(s); }
+    static constexpr int adjoint_shared(int s) { return kMatrix + Vectors::adjoint_vectors(s); }
 };
 
 }  // namespace fastode

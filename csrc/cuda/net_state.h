@@ -10,7 +10,7 @@
 namespace fastode {
 
 constexpr int kNetStages = 16, kNetDegree = 8, kNetLayers = 2, kNetChunks = 24;
-constexpr int kNetWidest = 128;
+constexpr int kNetWidest = 512;
 
 enum class Activation : int { identity, tanh, sigmoid, relu, sin, softplus, silu, elu, gelu };
 

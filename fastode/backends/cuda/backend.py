@@ -84,9 +84,8 @@ class CudaBackend:
         net = recognise(capture.program)
         if isinstance(net, str):
             return net
-        wide = plan.field.state.dtype == torch.float64
-        if not _C.net_supported(is_double=wide, widest=net.widest, layers=len(net.layers)):
-            return f"its matrices have up to {_ROWS['widest']} rows, or 64 in float64 with two layers; not {net.widest}"
+        if not _C.net_supported(widest=net.widest, layers=len(net.layers)):
+            return f"its matrices have up to {_ROWS['widest']} rows, not {net.widest}"
         method = _method(plan.tableau, plan.step_size is None, plan.field.state.dtype)
         needed = method.shared_bytes(widest=net.widest, layers=len(net.layers), adjoint=differentiable)
         there = _shared_memory(plan.field.state.device)
