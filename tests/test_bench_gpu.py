@@ -147,6 +147,8 @@ CPU = [
     Check("checkpoint", "cpu", what="few bytes"),
     Check("method", "cpu", what="PID"),
     Check("dense", "cpu"),
+    Check("solve", "cpu", batch=3, dim=4, dtype="float32", what="half weights"),
+    Check("solve", "stepped", "mlp", 3, 4, what="graphs"),
     *(Check("times", "cpu", "mlp deep, time", 3, 4, what=what) for what in plan.TIMES),
 ]
 

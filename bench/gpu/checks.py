@@ -203,7 +203,11 @@ def _compare64(check: Check, given: Example, t: Any, **options: Any) -> dict[str
 
 def _solve(check: Check) -> dict[str, float]:
     """Forward and every gradient."""
+    if check.what == "half weights":
+        return _half_weights(check)
     given = example(check.field, check.batch, check.dim)
+    if check.what == "graphs":
+        return _graphs(check, given)
     if check.what == "many steps":  # more than any buffer of steps holds
         end = 10.0 if check.backend == "stepped" else 100.0  # 800 steps that the host goes along with, or 8000
         span, options = [0.0, end], dict[str, Any](rtol=1e-11, atol=1e-11)
@@ -232,6 +236,47 @@ def _solve(check: Check) -> dict[str, float]:
     truth = solved(given, TIMES, "reference", "cpu", F64, **exact)
     ratio = as_accurate(found.ys, baseline.ys, truth.ys, "ys")
     return {"ratio": max(ratio, as_accurate(found.grads, baseline.grads, truth.grads, "gradients"))}
+
+
+def _half_weights(check: Check) -> dict[str, float]:
+    """Weights in bfloat16 that the field casts: the solve with the cast, gradients but for their own rounding."""
+    weights = torch.randn(check.batch, check.dim, check.dim, generator=generator(2)) / check.dim**0.5
+    half = weights.to(check.device, torch.bfloat16)
+    y0 = torch.randn(check.batch, check.dim, generator=generator(1)).to(check.device)
+
+    def field(t: Tensor, y: Tensor, c: Tensor) -> Tensor:
+        return torch.tanh((c.to(y.dtype) @ y[..., None])[..., 0])
+
+    results = []
+    for own in (half, half.float()):
+        leaf = own.clone().requires_grad_()
+        options: dict[str, Any] = {"method": "rk4", "step_size": 0.1, "backend": check.backend}
+        ys = fastode.solve(field, y0, [0.0, 1.0], controls=leaf, **options).ys
+        results.append((ys.detach(), *torch.autograd.grad(ys.square().sum(), leaf)))
+    (ys, grad), (same, exact) = results
+    allowed = {"ys": 1e-5 * _largest([same]), "gradient": torch.finfo(torch.bfloat16).eps * _largest([exact])}
+    errors = {"ys": _error([ys], [same]), "gradient": _error([grad], [exact])}
+    for what, error in errors.items():
+        if error > allowed[what]:
+            raise Wrong(f"{what}: {error:.2e} from those of weights that were cast before, {allowed[what]:.2e} allowed")
+    return errors
+
+
+def _graphs(check: Check, given: Example) -> dict[str, float]:
+    """Steps as CUDA graphs: captured without a warning, and the bits of a solve without."""
+    options: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
+    plain = repeated(check, given, TIMES, getattr(torch, check.dtype), **options)
+    fastode.set_cuda_graphs(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            found = solved(given, TIMES, check.backend, check.device, getattr(torch, check.dtype), **options)
+    finally:
+        fastode.set_cuda_graphs(False)
+    same_steps(found, plain)
+    if not same_bits(found.tensors(), plain.tensors()):
+        raise Wrong("other bits with CUDA graphs than without")
+    return {"steps": float(found.counts.sum(0).max())}
 
 
 def _lanes(t: Tensor, y: Tensor, c: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from fastode.fields import ACTIVATIONS
 PRECISIONS = [("float64", ""), ("float32", "fixed steps"), ("float32", "")]
 TIMES = ["per sample", "per sample, reversed", "reversed", "repeated", "one", "many"]
 METHODS = ["dopri8", "tsit5", "bosh3", "rk4", "PI", "PID", "tolerances", "adaptive_heun", "fehlberg2", "heun3", "euler"]
-SIZES = [(1, 1), (3, 2), (33, 16), (1000, 7), (3, 33), (33, 64), (3, 100), (1, 64), (1000, 33)]
+SIZES = [(1, 1), (3, 2), (33, 16), (1000, 7), (3, 33), (33, 64), (3, 100), (1, 64), (1000, 33), (5, 160), (3, 257)]
 """(batch, width): alone, below and across what vectors, warps and tiles hold."""
 
 
@@ -41,6 +41,9 @@ def rest(backend: str, device: str) -> list[Check]:
     found += [solve(name, 33, 7, *precision) for precision in PRECISIONS for name in [*names, "van der pol"]]
     found += [solve("mlp", batch, dim, "float32", "fixed steps") for batch, dim in [(1, 1), (1000, 33), (3, 100)]]
     found += [solve(f"controlled {name}", 33, 7, "float32", "fixed steps") for name in ACTIVATIONS if name != "tanh"]
+    found += [solve("", 33, dim, "float32", "half weights") for dim in (2, 7, 16, 33, 64)]
+    if backend == "stepped":
+        found += [solve(name, 33, 7, dtype, "graphs") for name in ("mlp", "ffjord") for dtype in ("float64", "float32")]
     found += [Check("method", backend, "mlp", what=what, device=device) for what in METHODS]
     found += [Check("dense", backend, "controlled tanh", device=device)]
     found += [Check("times", backend, "mlp deep, time", what=what, device=device) for what in TIMES]
