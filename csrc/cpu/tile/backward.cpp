@@ -44,9 +44,14 @@ public:
     // Samples at once.
     int64_t width() const { return frames_.width(); }
 
-    // Samples in the order of falling numbers of steps, at least one each, no more than `width`.
-    void run(const int64_t* samples, int64_t n) {
+    // Samples in the order of falling numbers of steps, at least one each, no more than `width`; of `next`, which are
+    // those of the next call, the constants are fetched meanwhile.
+    void run(const int64_t* samples, int64_t n, const int64_t* next, int64_t n_next) {
         const int64_t every = adjoint_.every;
+        next_ = next;
+        n_next_ = n_next;
+        n_samples_ = n;
+        prefetched_ = program_.n_param < kLargeParam ? kPrefetchParts : 0;
         load(samples, n);
         for (int64_t start = (count_[0] - 1) / every * every; start >= 0; start -= every) {
             const int64_t length = std::min(every, count_[0] - start);
@@ -61,6 +66,25 @@ public:
     }
 
 private:
+    static constexpr int kPrefetchParts = 12;
+    static constexpr int64_t kLargeParam = 64;  // fewer constants of a sample are not worth it
+
+    // A part of what will be read next and of what will be written at the end.
+    void prefetch() {
+        if (prefetched_ >= kPrefetchParts) return;
+        for (int64_t i = 0; i < n_next_; ++i) {
+            prefetch_param(program_, adjoint_.leaves, next_[i], prefetched_, kPrefetchParts);
+        }
+        for (size_t leaf = 0; leaf < program_.param_sizes.size(); ++leaf) {
+            T* const rows = adjoint_.gradients.params[leaf];
+            const int64_t size = program_.param_sizes[leaf];
+            for (int64_t i = 0; rows != nullptr && i < n_samples_; ++i) {
+                prefetch_row<true>(rows + sample_[i] * size, size, prefetched_, kPrefetchParts);
+            }
+        }
+        ++prefetched_;
+    }
+
     void load(const int64_t* samples, int64_t n) {
         const int64_t active = frames_.set_active(n);
         for (int64_t lane = 0; lane < active; ++lane) {
@@ -158,6 +182,7 @@ private:
                 stage_state(i, y, frames_[i].base[base_in]);
             }
             stage_time(i, active);
+            prefetch();
             frames_.run(program_.forward_keep, i);
         }
         int pulled[kMaxStages];
@@ -235,6 +260,9 @@ private:
     double *t_, *h_;
     int64_t *sample_, *count_, *output_;
     int64_t loaded_ = 0;
+    const int64_t* next_ = nullptr;  // samples
+    int64_t n_next_ = 0, n_samples_ = 0;
+    int prefetched_ = 0;  // parts
 };
 
 }  // namespace
@@ -279,7 +307,9 @@ void tile_adjoint(const TileProgram& program, const TileMethod& method, const Ti
                        });
                        BackwardTile<T> tile(program, method, adjoint, shared, gshared, own);
                        for (int64_t first = 0; first < n; first += tile.width()) {
-                           tile.run(order + first, std::min(tile.width(), n - first));
+                           const int64_t here = std::min(tile.width(), n - first);
+                           const int64_t more = std::min(tile.width(), n - first - here);
+                           tile.run(order + first, here, order + first + here, more);
                        }
                    });
 }

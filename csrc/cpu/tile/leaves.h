@@ -137,17 +137,22 @@ void pack_params(const TileProgram& program, const TileLeaves<T>& leaves, const 
     }
 }
 
-// Asks for part number `part` of `parts` of a sample's constants to be in the second-level cache soon: the next
-// sample's can come while others are worked on.
+// Asks for part number `part` of `parts` of a row to be in the second-level cache soon.
+template <bool kToWrite, class T>
+void prefetch_row(const T* row, int64_t size, int part, int parts) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t i = size * part / parts; i < size * (part + 1) / parts; i += kLine) {
+        __builtin_prefetch(row + i, kToWrite ? 1 : 0, 2);
+    }
+    __asm__ volatile("" : : "r"(row));  // GCC takes a function that only prefetches for one without effect
+}
+
+// The same for a sample's constants: the next sample's can come while others are worked on.
 template <class T>
 void prefetch_param(const TileProgram& program, const TileLeaves<T>& leaves, int64_t sample, int part, int parts) {
-    constexpr int64_t kLine = 64 / sizeof(T);
     for (size_t leaf = 0; leaf < program.param_sizes.size(); ++leaf) {
-        const T* from = leaves.params[leaf] + sample * leaves.strides[leaf];
-        const int64_t size = program.param_sizes[leaf];
-        for (int64_t i = size * part / parts; i < size * (part + 1) / parts; i += kLine)
-            __builtin_prefetch(from + i, 0, 2);
-        __asm__ volatile("" : : "r"(from));  // GCC takes a function that only prefetches for one without effect
+        prefetch_row<false>(leaves.params[leaf] + sample * leaves.strides[leaf], program.param_sizes[leaf], part,
+                            parts);
     }
 }
 
