@@ -6,6 +6,9 @@ Read when fastode is imported:
     Instruction set of the compiled CPU kernels: ``generic``, ``avx2`` or ``avx512``. Default: the best one here.
 ``FASTODE_NUM_THREADS``
     Threads of the compiled CPU kernels, 1 to 1024. Default: as many as torch uses at the time of the solve.
+``FASTODE_OPENMP``
+    ``1``, the default: these threads are those of torch's OpenMP runtime, where it has one. ``0``: workers of our own,
+    which sleep between solves.
 ``FASTODE_CACHE_DIR``
     Directory for generated GPU kernels. Default: ``fastode`` in ``XDG_CACHE_HOME``, or in ``~/.cache``.
 
@@ -36,7 +39,7 @@ except ImportError as error:
         f"{_why} Build it with 'pip install -e .' in a checkout, or reinstall fastode with this Python's pip."
     ) from error
 
-__all__ = ["_C", "cache_dir", "get_num_threads", "set_num_threads", "use_num_threads"]
+__all__ = ["OPENMP", "_C", "cache_dir", "get_num_threads", "set_num_threads", "use_num_threads"]
 
 
 def _threads_from(text: str | None) -> int | None:
@@ -58,6 +61,13 @@ def _choose_isa(name: str | None) -> None:
         raise ValueError(f"FASTODE_ISA={name!r}: {error}") from None
 
 
+def _openmp_from(text: str | None) -> bool:
+    """The value of ``FASTODE_OPENMP``."""
+    if text is not None and text.strip() not in ("", "0", "1"):
+        raise ValueError(f"FASTODE_OPENMP must be 0 or 1, got {text!r}")
+    return text is None or text.strip() != "0"
+
+
 def _cache_dir_from(own: str | None, common: str | None) -> Path:
     """The value of ``FASTODE_CACHE_DIR``, or its default."""
     if own is not None and own.strip():
@@ -66,6 +76,8 @@ def _cache_dir_from(own: str | None, common: str | None) -> Path:
 
 
 _choose_isa(os.environ.get("FASTODE_ISA"))
+OPENMP: bool = _C.share_openmp(_openmp_from(os.environ.get("FASTODE_OPENMP")))
+"""Whether threads are those of torch's OpenMP runtime."""
 _wanted_threads = _threads_from(os.environ.get("FASTODE_NUM_THREADS"))
 _wanted_cache_dir = os.environ.get("FASTODE_CACHE_DIR")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fastode._environment import _C, get_num_threads
+from fastode._environment import _C, OPENMP, get_num_threads
 
 Rows = list[tuple[str, str]]
 
@@ -76,7 +76,7 @@ def _cpu() -> Rows:
         ("model", cpu_model()),
         ("features", " ".join(_C.cpu_features()) or "none known"),
         ("cores", f"{_usable_cores()} usable of {os.cpu_count()}"),
-        ("threads", f"fastode {get_num_threads()}, torch {torch.get_num_threads()}"),
+        ("threads", f"fastode {get_num_threads()}{' of OpenMP' if OPENMP else ''}, torch {torch.get_num_threads()}"),
     ]
 
 

@@ -5,6 +5,12 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+
+# Several workers share the cores: threads of torch that wait for each other in a spin on the same core take 40 times as
+# long. Before torch is imported, and for the processes that tests start.
+if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import torch
 
 from fastode import _environment

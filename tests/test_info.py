@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastode import info
-from fastode._environment import _C, set_num_threads
+from fastode._environment import _C, OPENMP, set_num_threads
 
 
 def section(title: str) -> dict[str, str]:
@@ -51,7 +51,7 @@ def test_backends_are_listed_with_their_reasons(monkeypatch):
 def test_threads_and_processor():
     set_num_threads(3)
     rows = section("CPU")
-    assert rows["threads"] == f"fastode 3, torch {torch.get_num_threads()}"
+    assert rows["threads"] == f"fastode 3{' of OpenMP' if OPENMP else ''}, torch {torch.get_num_threads()}"
     assert rows["model"]
     assert set(rows["features"].split()) == set(_C.cpu_features() or ["none", "known"])
 

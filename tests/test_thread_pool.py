@@ -1,10 +1,11 @@
-"""The extension's thread pool: work done once, sleeping workers, fork, nesting, concurrency, errors, exit."""
+"""The extension's threads, own or OpenMP's: work done once, sleep, fork, nesting, concurrency, errors, exit."""
 
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,19 @@ from fastode._environment import _C
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads through /proc")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+
+@pytest.fixture(autouse=True, params=["own", "openmp"])
+def runtime(request: pytest.FixtureRequest) -> Iterator[str]:
+    if _C.share_openmp(request.param == "openmp") != (request.param == "openmp"):
+        pytest.skip("torch has no OpenMP runtime here")
+    yield request.param
+    _C.share_openmp(os.environ.get("FASTODE_OPENMP") != "0")
+
+
+def only_own(runtime: str) -> None:
+    if runtime != "own":
+        pytest.skip("about our own workers")
 
 
 def n_threads_of_process() -> int:
@@ -98,7 +112,8 @@ def test_number_of_threads_is_checked(n):
 
 
 @needs_proc
-def test_workers_are_made_when_needed_and_ended_when_told():
+def test_workers_are_made_when_needed_and_ended_when_told(runtime):
+    only_own(runtime)
     _C.stop_threads()
     before = n_threads_of_process()
     _C.set_num_threads(4)
@@ -113,7 +128,8 @@ def test_workers_are_made_when_needed_and_ended_when_told():
     assert -1 not in _C.pool_trace(4)
 
 
-def test_idle_workers_use_no_processor_time():
+def test_idle_workers_use_no_processor_time(runtime):
+    only_own(runtime)
     _C.set_num_threads(4)
     _C.pool_trace(8, sleep_us=100)
     begin = time.process_time()
@@ -175,3 +191,9 @@ def test_the_process_ends_cleanly_during_use():
     )
     done = run_python(code)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_wrong_choice_of_runtime_is_named():
+    done = run_python("import fastode", FASTODE_OPENMP="maybe")
+    assert done.returncode != 0
+    assert "FASTODE_OPENMP must be 0 or 1, got 'maybe'" in done.stderr

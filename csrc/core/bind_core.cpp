@@ -124,6 +124,8 @@ void bind_core(py::module_& m) {
     m.def("set_num_threads", &set_num_threads, py::arg("n"), "Use n threads (1 to 1024) for large calls.");
     m.def("same_items", &same_items, py::arg("watched"), py::arg("skip"),
           "Whether dictionaries still hold the very objects that they held, in the same order, one key left out.");
+    m.def("share_openmp", &share_openmp, py::arg("wanted"),
+          "Whether to use the threads of torch's OpenMP runtime; returns whether they will be used.");
     m.def("stop_threads", &stop_threads, py::call_guard<py::gil_scoped_release>(),
           "End the worker threads; the next large call starts them again.");
     m.def("pool_trace", &pool_trace, py::arg("n_chunks"), py::arg("sleep_us") = 0, py::arg("fail_at") = -1,

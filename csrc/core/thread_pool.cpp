@@ -1,5 +1,6 @@
 #include "core/thread_pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
 
@@ -142,6 +143,21 @@ struct State {
     }
 };
 
+// The entry of an OpenMP runtime for a parallel region, if the process has one: f is run by up to n threads.
+using ParallelRegion = void (*)(void (*f)(void*), void* data, unsigned n, unsigned flags);
+ParallelRegion find_openmp() { return reinterpret_cast<ParallelRegion>(dlsym(RTLD_DEFAULT, "GOMP_parallel")); }
+
+struct Team {
+    Job& job;
+    std::atomic<int> members{0};
+};
+void join_team(void* data) {
+    auto& team = *static_cast<Team*>(data);
+    team.job.work(team.members.fetch_add(1, std::memory_order_relaxed));
+}
+
+std::atomic<bool> openmp_wanted{false};
+std::atomic<bool> forked{false};  // threads of OpenMP did not come along
 std::atomic<int> num_threads{1};
 std::atomic<State*> current{nullptr};
 
@@ -157,6 +173,7 @@ State& state() {
 // In the child of a fork the workers do not exist and the locks are in whatever state they were: leave all that behind.
 void forget_after_fork() {
     current.store(nullptr, std::memory_order_release);
+    forked.store(true, std::memory_order_relaxed);
     inside_parallel_body = false;
 }
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, forget_after_fork);
@@ -168,6 +185,11 @@ void set_num_threads(int n) {
         throw std::invalid_argument("the number of threads must be between 1 and 1024, got " + std::to_string(n));
     }
     num_threads.store(n, std::memory_order_relaxed);
+}
+
+bool share_openmp(bool wanted) {
+    openmp_wanted.store(wanted, std::memory_order_relaxed);
+    return wanted && !forked.load(std::memory_order_relaxed) && find_openmp() != nullptr;
 }
 
 int get_num_threads() noexcept { return num_threads.load(std::memory_order_relaxed); }
@@ -187,7 +209,12 @@ void run_chunks(int64_t n_chunks, int threads, ChunkBody body, void* context) {
     } else {
         State& s = state();
         std::unique_lock<std::mutex> lock(s.busy, std::try_to_lock);
-        if (lock.owns_lock()) {
+        static const ParallelRegion openmp = find_openmp();
+        const bool shared = openmp_wanted.load(std::memory_order_relaxed) && !forked.load(std::memory_order_relaxed);
+        if (lock.owns_lock() && shared && openmp != nullptr) {
+            Team team{job};
+            openmp(join_team, &team, static_cast<unsigned>(helpers + 1), 0);
+        } else if (lock.owns_lock()) {
             s.resize(pool_size);
             s.pool->run(job);
         } else {

@@ -1,6 +1,8 @@
-// A pool of worker threads that sleep between calls.
+// Threads for parallel calls: those of the OpenMP runtime that torch has brought, or a pool of workers that sleep
+// between calls.
 //
-// OpenMP is not used: a second OpenMP runtime beside torch's makes the two spin against each other.
+// Torch's workers spin for some milliseconds after each of its parallel operations. Workers of our own then get half a
+// core each; torch's are there at once. Nothing is linked: the runtime is looked up in the process.
 // One caller at a time uses the workers; a call made from inside a parallel body, or while another Python thread has
 // the workers, runs its chunks itself. After fork the child starts a pool of its own when it first needs one.
 #pragma once
@@ -15,7 +17,10 @@ namespace fastode {
 void set_num_threads(int n);
 int get_num_threads() noexcept;
 
-// Ends and joins the workers; a later parallel call starts them again.
+// Whether to use OpenMP's threads where the process has a runtime; returns whether they will be used.
+bool share_openmp(bool wanted);
+
+// Ends and joins our own workers; a later parallel call starts them again.
 void stop_threads();
 
 // Calls body(context, chunk, slot) once for every chunk in [0, n_chunks), in any order, and returns when all have
