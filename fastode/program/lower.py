@@ -295,6 +295,8 @@ class _Lowering:
             # Under no_grad the cast has no gradient, its source may have one.
             if len(calls) != 1 or calls[0].func is not _aten._to_copy.default or not calls[0].grad:
                 continue
+            if not isinstance(calls[0].args[0], Ref):  # of a number, as vmap casts them
+                continue
             source = calls[0].args[0].index
             given = self.graph.externals.get(source)
             known = source in self.graph.controls or (given is not None and given.device == self.device)
