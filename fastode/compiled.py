@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from fastode.autograd import boundary_gradients
 from fastode.backends import choose
-from fastode.backends.base import ProgramBackend, reads_halves
-from fastode.backends.cpu.backend import leaves_for_kernels
+from fastode.backends.base import ProgramBackend
+from fastode.backends.leaves import leaves_for_kernels
 from fastode.backends.packing import pack, unpack
 from fastode.captured import CapturedField, captured_field
 from fastode.checkpoint import Checkpoint
@@ -28,7 +28,7 @@ from fastode.program.capture import Capture, Refusal, capture_field
 from fastode.solution import Outcome, Solution, Stats
 from fastode.solve import solve_now
 from fastode.status import SolveError, Status
-from fastode.tableaus import Tableau
+from fastode.tableaus import IMPLICIT_TABLEAUS, Tableau
 
 _NAMES = ("auto", *(backend.name for backend in choose.PROGRAMS))
 _solve_outside = torch._dynamo.disable(solve_now, reason="only fields from fastode.capture are solved inside a graph")
@@ -79,7 +79,9 @@ def _fits(options: dict[str, Any]) -> bool:
     numbers = all(isinstance(options[name], (int, float)) for name in ("rtol", "atol"))
     step = options["step_size"] is None or isinstance(options["step_size"], (int, float))
     gradient = options["gradient"] == "checkpoint" or isinstance(options["gradient"], Checkpoint)
-    plain = not options["dense"] and isinstance(options["method"], str) and options["backend"] in _NAMES
+    method = options["method"]
+    explicit = isinstance(method, str) and method not in IMPLICIT_TABLEAUS
+    plain = not options["dense"] and explicit and options["backend"] in _NAMES
     return numbers and step and gradient and plain
 
 
@@ -90,25 +92,6 @@ def _controller_text(controller: PIDController | None) -> str:
     first = math.nan if c.first_step is None else c.first_step
     numbers = [c.pcoeff, c.icoeff, c.dcoeff, c.safety, c.min_factor, c.max_factor, c.min_step, c.max_step, first]
     return ",".join([str(float(number)) for number in numbers])
-
-
-def _backend(name: str, plan: Plan, capture: Capture) -> ProgramBackend:
-    """The backend for a program, whose gradient may be asked for: as ``solve`` chooses it.
-
-    Raises:
-        RuntimeError: none can run it, or the one asked for cannot; the message says why.
-    """
-    reasons = []
-    for candidate in choose.PROGRAMS:
-        if not (candidate.device == plan.field.state.device.type if name == "auto" else candidate.name == name):
-            continue
-        reason = candidate.unavailable() or candidate.unsupported(plan)
-        reason = reason or candidate.unsupported_program(plan, capture, True)
-        if reason is None:
-            return candidate
-        reasons.append(f"{candidate.name}: {reason}")
-    why = "; ".join(reasons) or f"no backend executes programs on {plan.field.state.device}"
-    raise RuntimeError(f"backend {name!r} cannot run this solve inside a graph: {why}")
 
 
 def _problem(
@@ -149,7 +132,7 @@ def _problem(
     found, _ = capture_field(plan.field, plan.times, inputs.y0.detach(), [c.detach() for c in inputs.controls])
     if isinstance(found, Refusal):
         raise RuntimeError(f"the field has no program any more: {found}")
-    return plan, inputs, found, captured, _backend(backend, plan, found)
+    return plan, inputs, found, captured, choose.choose_for_program(backend, plan, found)
 
 
 @torch.library.custom_op(
@@ -166,7 +149,7 @@ def _solve(
     """(T, B, D) outputs; (4, B) status and counts; (B,) times reached; the record and its layout."""
     *numbers, every, max_bytes = settings
     plan, inputs, capture, _, backend = _problem(y0, times, controls, *numbers)
-    leaves = capture.leaves(held, inputs.controls, plan.batch, reads_halves(backend))
+    leaves = capture.leaves(held, inputs.controls, plan.batch, backend.reads_halves)
     shared, sample = leaves_for_kernels(*leaves)
     policy = Checkpoint(every, max_bytes or None)
     result = backend.forward(plan, capture, inputs.y0.contiguous(), shared, sample, policy, None)
@@ -219,7 +202,7 @@ def _solve_backward(
     with torch.enable_grad():
         sources = [x.detach().requires_grad_(x.is_floating_point()) for x in (*inputs.controls, *held)]
         own_controls, own_held = sources[: len(controls)], sources[len(controls) :]
-        leaves = capture.leaves(own_held, own_controls, plan.batch, reads_halves(backend))
+        leaves = capture.leaves(own_held, own_controls, plan.batch, backend.reads_halves)
     kernel_leaves = leaves_for_kernels(*[[leaf.detach() for leaf in part] for part in leaves])
     record = unpack(words, layout, plan.batch, inputs.y0.shape[1], inputs.y0.dtype)
     both = [*leaves[0], *leaves[1]]

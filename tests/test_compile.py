@@ -75,6 +75,18 @@ def test_compiled_is_eager(captured, options):
         torch.testing.assert_close(value, truth, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("method", ["kvaerno5", "rodas5p"])
+def test_implicit_methods_are_solved_outside_of_the_graph(method):
+    """No program is executed by them: kernels would take their coefficients for those of an explicit method."""
+    model, x = Model(True, method=method), torch.randn(5, 3, dtype=torch.float64)
+    expected = results(model, x)
+    for value, truth in zip(results(torch.compile(model, backend="aot_eager"), x), expected, strict=True):
+        torch.testing.assert_close(value, truth, rtol=1e-10, atol=1e-10)
+    truth = Model(True)
+    truth.load_state_dict(model.state_dict())
+    torch.testing.assert_close(expected[0], results(truth, x)[0], rtol=1e-3, atol=1e-3)
+
+
 def test_parameters_are_read_when_the_graph_runs():
     """An optimiser step costs no recompilation and is not overlooked."""
     net = MLPField(3, (8,))

@@ -72,6 +72,34 @@ def may_differentiate(inputs: Inputs, tensors: Sequence[Tensor]) -> bool:
     return any(t.requires_grad for t in (*inputs.controls, *tensors))
 
 
+def _is_meant(candidate: ProgramBackend, name: str, plan: Plan) -> bool:
+    """Whether a backend is the one asked for, or one of those that are tried for the states' device."""
+    return candidate.device == plan.field.state.device.type if name == "auto" else candidate.name == name
+
+
+def choose_for_program(name: str, plan: Plan, capture: Capture) -> ProgramBackend:
+    """The backend for a program whose gradient may be asked for, where the field itself cannot be called.
+
+    Args:
+        name: ``"auto"`` or a backend's name.
+        plan: the solve.
+        capture: the field's program.
+
+    Raises:
+        RuntimeError: none can run it, or the one asked for cannot; the message says why.
+    """
+    reasons = []
+    for candidate in PROGRAMS:
+        if not _is_meant(candidate, name, plan):
+            continue
+        reason = _declined(candidate, plan) or candidate.unsupported_program(plan, capture, True)
+        if reason is None:
+            return candidate
+        reasons.append(f"{candidate.name}: {reason}")
+    why = "; ".join(reasons) or f"no backend executes programs on {plan.field.state.device}"
+    raise RuntimeError(f"backend {name!r} cannot run this solve inside a graph: {why}")
+
+
 def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choice:
     """The backend for a solve.
 
@@ -87,8 +115,7 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
     """
     reasons: list[tuple[str, str]] = []
     for candidate in PROGRAMS:
-        fits = candidate.device == plan.field.state.device.type if name == "auto" else name == candidate.name
-        if not fits:
+        if not _is_meant(candidate, name, plan):
             continue
         reason = _declined(candidate, plan)
         if reason is None and not programs:
