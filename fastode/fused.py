@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fastode.autograd import boundary_gradients, differentiable, replayed
-from fastode.backends.base import Forward, ProgramBackend, reads_halves
-from fastode.backends.cpu.backend import leaves_for_kernels
+from fastode.backends.base import Forward, ProgramBackend
 from fastode.backends.healthy import healthy_index
+from fastode.backends.leaves import leaves_for_kernels
 from fastode.checkpoint import Checkpoint
 from fastode.problem import Inputs, Plan
 from fastode.program.capture import Capture
@@ -99,7 +99,7 @@ def program_solve(
         tensors: what the field holds now.
         policy: what the record keeps.
     """
-    leaves = capture.leaves(tensors, inputs.controls, plan.batch, reads_halves(backend))
+    leaves = capture.leaves(tensors, inputs.controls, plan.batch, backend.reads_halves)
     both = (*leaves[0], *leaves[1])
     y0, times = inputs.y0, inputs.times
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in (y0, times, *both)):
@@ -109,7 +109,7 @@ def program_solve(
         kernel_leaves = leaves_for_kernels(*leaves)
         k1 = torch.empty(y0.shape, dtype=y0.dtype, device=y0.device) if times.requires_grad else None
         result = backend.forward(plan, capture, y0.contiguous(), *kernel_leaves, policy, k1)
-    if not capture.is_plain(reads_halves(backend)) and inputs.controls:
+    if not capture.is_plain(backend.reads_halves) and inputs.controls:
         both = _leaves_of_healthy(backend, plan, inputs, capture, tensors, result, both)
     at_times = None if k1 is None else (k1, kernel_leaves)
     return _ProgramSolve.apply(backend, plan, capture, result, at_times, y0, times, *both), None, result
@@ -137,5 +137,5 @@ def _leaves_of_healthy(
         return tuple(leaf.detach() + total.to(leaf) if leaf.requires_grad else leaf for leaf in leaves)
     index = healthy_index(healthy)
     own = [c[index] for c in inputs.controls]
-    shared, sample = capture.leaves(tensors, own, plan.batch, reads_halves(backend))
+    shared, sample = capture.leaves(tensors, own, plan.batch, backend.reads_halves)
     return (*shared, *sample)

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/bind_tools.h"
 #include "cpu/combine.h"
 #include "cpu/step_walker.h"
 #include "cpu/stepper.h"
@@ -18,11 +19,6 @@ namespace fastode {
 namespace {
 
 using ReleaseGil = py::call_guard<py::gil_scoped_release>;
-
-template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 py::array_t<int64_t> copied(const std::vector<int64_t>& values) {
     return py::array_t<int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
@@ -46,13 +42,6 @@ Method make_method(std::vector<double> c, std::vector<double> a, std::vector<dou
     method.e = std::move(e);
     method.q = std::move(q);
     return method;
-}
-
-StepControl make_control(const py::dict& values) {
-    const auto get = [&values](const char* name) { return values[name].cast<double>(); };
-    return {get("exponent"), get("b1"),          get("b2"),           get("b3"),
-            get("safety"),   get("min_factor"),  get("max_factor"),   get("min_step"),
-            get("max_step"), get("ratio_floor"), get("last_stretch"), get("min_ulps")};
 }
 
 template <class T>

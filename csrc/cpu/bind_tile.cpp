@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/bind_tools.h"
 #include "core/pages.h"
-#include "core/step_control.h"
 #include "cpu/tile/backward.h"
 #include "cpu/tile/forward.h"
 #include "cpu/tile/program.h"
@@ -32,10 +32,6 @@ using Pointers = std::vector<uintptr_t>;
 using Words = py::array_t<int64_t, py::array::c_style>;
 using Code = std::pair<Array<int32_t>, Array<double>>;
 
-template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 template <class T>
 std::vector<T*> pointers(const Pointers& addresses) {
     std::vector<T*> result(addresses.size());
@@ -135,13 +131,6 @@ TileMethod make_method(std::vector<double> c, std::vector<double> a, std::vector
     method.e = std::move(e);
     method.q = std::move(q);
     return method;
-}
-
-StepControl make_control(const py::dict& values) {
-    const auto get = [&values](const char* name) { return values[name].cast<double>(); };
-    return {get("exponent"), get("b1"),          get("b2"),           get("b3"),
-            get("safety"),   get("min_factor"),  get("max_factor"),   get("min_step"),
-            get("max_step"), get("ratio_floor"), get("last_stretch"), get("min_ulps")};
 }
 
 py::dict tile_ops() {

@@ -4,8 +4,10 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
+#include "core/bind_tools.h"
 #include "cuda/step_launch.h"
 
 namespace py = pybind11;
@@ -16,36 +18,12 @@ namespace {
 using ReleaseGil = py::call_guard<py::gil_scoped_release>;
 
 template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
-template <class T>
-const StepLaunches<T>& launches(bool device);
-
-template <>
-const StepLaunches<float>& launches<float>(bool device) {
-#if FASTODE_HAVE_CUDA
-    if (device) return cuda_step_launches_f32;
-#endif
-    if (device) throw std::runtime_error("fastode was built without CUDA");
-    return host_step_launches_f32;
-}
-
-template <>
-const StepLaunches<double>& launches<double>(bool device) {
-#if FASTODE_HAVE_CUDA
-    if (device) return cuda_step_launches_f64;
-#endif
-    if (device) throw std::runtime_error("fastode was built without CUDA");
-    return host_step_launches_f64;
-}
-
-StepControl make_control(const py::dict& values) {
-    const auto get = [&values](const char* name) { return values[name].cast<double>(); };
-    return {get("exponent"), get("b1"),          get("b2"),           get("b3"),
-            get("safety"),   get("min_factor"),  get("max_factor"),   get("min_step"),
-            get("max_step"), get("ratio_floor"), get("last_stretch"), get("min_ulps")};
+const StepLaunches<T>& launches(bool device) {
+    if constexpr (std::is_same_v<T, float>) {
+        return for_device(device, host_step_launches_f32, FASTODE_WITH_CUDA(cuda_step_launches_f32));
+    } else {
+        return for_device(device, host_step_launches_f64, FASTODE_WITH_CUDA(cuda_step_launches_f64));
+    }
 }
 
 template <class T>

@@ -1,9 +1,27 @@
 // The kernels of the `stepped` backend as functions: the same twice, on a GPU and, for tests without one, on the host.
 #pragma once
 
+#include <stdexcept>
+#include <type_traits>
+
 #include "cuda/step_state.h"
 
+// The address of what only a build with CUDA has.
+#if FASTODE_HAVE_CUDA
+#define FASTODE_WITH_CUDA(name) &name
+#else
+#define FASTODE_WITH_CUDA(name) nullptr
+#endif
+
 namespace fastode {
+
+// Of the launches for the host and those for a GPU, which are null in a build without CUDA, the ones wanted.
+template <class Launches>
+const Launches& for_device(bool device, const Launches& host, const std::common_type_t<Launches>* cuda) {
+    if (!device) return host;
+    if (cuda == nullptr) throw std::runtime_error("fastode was built without CUDA");
+    return *cuda;
+}
 
 // A CUDA stream and its device; both without meaning on the host.
 struct Stream {

@@ -13,7 +13,7 @@ from fastode.checkpoint import Checkpoint
 from fastode.hostflags import host_any, transforms_active
 from fastode.problem import Plan
 from fastode.program.capture import Capture
-from fastode.solution import DenseOutput, Outcome, Stats, TableOutcome
+from fastode.solution import DenseOutput, Outcome, Stats
 from fastode.status import Status
 from fastode.vjp import FieldVjp
 
@@ -29,20 +29,11 @@ class Forward:
     """
 
     def __init__(
-        self, ys: Tensor, dense: DenseOutput | None, status: Tensor, reached: Tensor, stats: Stats, record: Any
+        self, ys: Tensor, dense: DenseOutput | None, outcome: Outcome, record: Any, failed: bool | None = None
     ) -> None:
-        self.ys, self.dense, self.record = ys, dense, record
-        self.outcome = Outcome(status, reached, stats)
-
-    @classmethod
-    def of_table(
-        cls, ys: Tensor, dense: DenseOutput | None, outcome: TableOutcome, failed: bool, record: Any
-    ) -> Forward:
-        """With the outcome as kernels write it, and whether any sample failed."""
-        made = cls.__new__(cls)
-        made.ys, made.dense, made.record = ys, dense, record
-        made.outcome, made.failed = outcome, failed
-        return made
+        self.ys, self.dense, self.outcome, self.record = ys, dense, outcome, record
+        if failed is not None:  # known already
+            self.failed = failed
 
     @property
     def status(self) -> Tensor:
@@ -138,10 +129,12 @@ class ProgramBackend(Protocol):
     Attributes:
         name: of the backend.
         device: type of the states' device; for others ``backend="auto"`` passes it over.
+        reads_halves: whether it takes leaves in half precision as they are stored, see ``Leaf.half``.
     """
 
     name: str
     device: str
+    reads_halves: bool
 
     def unavailable(self) -> str | None:
         """Why this backend cannot run on this machine at all, or None."""
@@ -191,8 +184,3 @@ class ProgramBackend(Protocol):
     ) -> Tensor:
         """dy/dt (B, D) at times (B,) float64 and states (B, D)."""
         ...
-
-
-def reads_halves(backend: ProgramBackend) -> bool:
-    """Whether a backend takes leaves in half precision as they are stored, see ``Leaf.half``; most do not say."""
-    return bool(getattr(backend, "reads_halves", False))

@@ -20,6 +20,7 @@ from fastode.backends.stepped_device import DeviceSteps
 from fastode.backends.stepped_host import HostSteps
 from fastode.checkpoint import Checkpoint
 from fastode.problem import Plan
+from fastode.solution import Outcome
 from fastode.status import Status
 from fastode.vjp import FieldVjp
 
@@ -111,4 +112,4 @@ def _forward(steps: HostSteps | DeviceSteps, plan: Plan, controls: list[Tensor],
     if recorded:
         record = SteppedRecord(steps.record, k1, steps.ys[-1].clone(), status == Status.SUCCESS, may_compact)
     dense = steps.dense_output(reached, stats.n_accepted) if plan.dense else None
-    return Forward(steps.ys, dense, status, reached, stats, record)
+    return Forward(steps.ys, dense, Outcome(status, reached, stats), record)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastode.backends.cpu.record import ProgramRecord
 from fastode.backends.implicit.forward import ImplicitRecord
 from fastode.backends.implicit.replay import intervals
+from fastode.backends.program_record import ProgramRecord
 from fastode.backends.reference import ReferenceRecord
 from fastode.backends.stepped_adjoint import SteppedRecord
 from fastode.backends.triton.record import SegmentedRecord

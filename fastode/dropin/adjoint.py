@@ -16,6 +16,7 @@ from fastode.backends.compare import NotRepeatable
 from fastode.dropin import batched, programs, torch_engine
 from fastode.dropin.adjoint_norms import adjoint_norm
 from fastode.dropin.arguments import Arguments, check, flat_tolerance, is_several
+from fastode.dropin.compiled import outside_of_graphs
 from fastode.dropin.functions import ADJOINT_CALLBACKS, CALLBACKS, flatten
 from fastode.dropin.graph import pull
 from fastode.dropin.odeint import by_program, run
@@ -26,6 +27,7 @@ from fastode.vjp import Substitute
 GRADIENTS = ("exact", "adjoint")
 
 
+@outside_of_graphs
 def odeint_adjoint(
     func: Callable[..., Any],
     y0: Any,
@@ -76,24 +78,6 @@ def odeint_adjoint(
         ValueError: no module and no ``adjoint_params``; another ``adjoint_method`` with options but without
             ``adjoint_options``; and as ``odeint``.
     """
-    if torch.compiler.is_compiling():
-        from fastode.dropin import compiled  # loads torch's compiler
-
-        return compiled.OUTSIDE["odeint_adjoint"](
-            func,
-            y0,
-            t,
-            rtol=rtol,
-            atol=atol,
-            method=method,
-            options=options,
-            event_fn=event_fn,
-            adjoint_rtol=adjoint_rtol,
-            adjoint_atol=adjoint_atol,
-            adjoint_method=adjoint_method,
-            adjoint_options=adjoint_options,
-            adjoint_params=adjoint_params,
-        )
     if adjoint_params is None and not isinstance(func, nn.Module):
         raise ValueError(
             "func must be an instance of nn.Module to specify the adjoint parameters; alternatively they can be "

@@ -1,16 +1,30 @@
-"""The functions under ``torch.compile``: outside of its graphs. Imported only while torch compiles."""
+"""The functions under ``torch.compile``: outside of its graphs, with the same results."""
 
 from __future__ import annotations
 
-import torch._dynamo
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
-from fastode.dropin.adjoint import odeint_adjoint
-from fastode.dropin.dense import odeint_dense
-from fastode.dropin.event import odeint_event
-from fastode.dropin.odeint import odeint
+import torch
 
+_P, _R = ParamSpec("_P"), TypeVar("_R")
 _REASON = "only fields from fastode.capture are solved inside a graph, by fastode.solve"
-OUTSIDE = {
-    function.__name__: torch._dynamo.disable(function, reason=_REASON)
-    for function in (odeint, odeint_adjoint, odeint_dense, odeint_event)
-}
+
+
+def outside_of_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function; while torch compiles its caller, as a break of the graph."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if not torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        return _disabled(function)(*args, **kwargs)
+
+    return call
+
+
+def _disabled(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    import torch._dynamo  # torch's compiler, which only those who compile need
+
+    return torch._dynamo.disable(function, reason=_REASON)  # type: ignore[no-any-return]

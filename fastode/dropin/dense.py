@@ -10,9 +10,11 @@ from torch import Tensor
 
 from fastode.dropin.adaptive import RungeKutta, Step, combine
 from fastode.dropin.arguments import Arguments, check
+from fastode.dropin.compiled import outside_of_graphs
 from fastode.solution import DenseOutput
 
 
+@outside_of_graphs
 def odeint_dense(
     func: Callable[..., Any],
     y0: Any,
@@ -44,10 +46,6 @@ def odeint_dense(
     Raises:
         ValueError: a method that is not adaptive; and as ``odeint``.
     """
-    if torch.compiler.is_compiling():
-        from fastode.dropin import compiled  # loads torch's compiler
-
-        return compiled.OUTSIDE["odeint_dense"](func, y0, t0, t1, rtol=rtol, atol=atol, method=method, options=options)
     like = next((x for x in (t0, t1) if isinstance(x, Tensor)), torch.zeros((), dtype=torch.float64))
     ends = [torch.as_tensor(x, dtype=like.dtype, device=like.device) for x in (t0, t1)]
     times = torch.stack([end.detach().reshape(()) for end in ends])

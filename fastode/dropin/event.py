@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastode.dropin.adaptive import carry
+from fastode.dropin.compiled import outside_of_graphs
 from fastode.dropin.functions import SolverEvent, SolverFunction, flatten, unflatten
 from fastode.dropin.odeint import odeint
 
@@ -16,6 +17,7 @@ _CORRECTIONS = 2
 """Newton corrections, each of which doubles the order of the derivatives that are exact: 1, then 3."""
 
 
+@outside_of_graphs
 def odeint_event(
     func: Callable[..., Any],
     y0: Any,
@@ -43,12 +45,6 @@ def odeint_event(
     Returns:
         The time of the event, 0-d, and the solution (2, *y0.shape) at the start and at the event.
     """
-    if torch.compiler.is_compiling():
-        from fastode.dropin import compiled  # loads torch's compiler
-
-        return compiled.OUTSIDE["odeint_event"](
-            func, y0, t0, event_fn=event_fn, reverse_time=reverse_time, odeint_interface=odeint_interface, **kwargs
-        )
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)

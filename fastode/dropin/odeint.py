@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastode.dropin import batched, programs, torch_engine
 from fastode.dropin.arguments import Arguments, check
+from fastode.dropin.compiled import outside_of_graphs
 from fastode.dropin.methods import is_implicit
 from fastode.hostflags import differentiation_hidden
 
 
+@outside_of_graphs
 def odeint(
     func: Callable[..., Any],
     y0: Any,
@@ -55,12 +56,6 @@ def odeint(
         TypeError: a state or times that are not floating.
         OdeintError: the solve failed; an ``AssertionError`` and a ``fastode.SolveError`` that names the samples.
     """
-    if torch.compiler.is_compiling():
-        from fastode.dropin import compiled  # loads torch's compiler
-
-        return compiled.OUTSIDE["odeint"](
-            func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn
-        )
     return run(check(func, y0, t, rtol, atol, method, options, event_fn))
 
 

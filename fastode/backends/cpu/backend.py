@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fastode._environment import _C, get_num_threads, use_num_threads
 from fastode.backends.base import Forward
-from fastode.backends.cpu.record import PackedRecord, dense_output
-from fastode.backends.cpu.tile import pointers, rows_of, tiles_of
+from fastode.backends.cpu.record import PackedRecord
+from fastode.backends.cpu.tile import pointers, tiles_of
+from fastode.backends.program_record import dense_output
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController, PIDController
 from fastode.problem import Plan
@@ -45,6 +46,7 @@ class CpuBackend:
 
     name = "cpu"
     device = "cpu"
+    reads_halves = False
 
     def unavailable(self) -> str | None:
         """Runs wherever the extension was built."""
@@ -107,7 +109,7 @@ class CpuBackend:
             capture: the field.
             y0: (B, D), contiguous.
             shared: leaves (*shape), contiguous.
-            sample: leaves (B, *shape), from ``rows_of``.
+            sample: leaves (B, *shape), from ``leaves_for_kernels``.
             policy: what to remember for ``backward``; None remembers nothing.
             k1: (B, D), receives the field at the start; None if it is not wanted.
         """
@@ -152,7 +154,7 @@ class CpuBackend:
                 return self.evaluate(capture, t, y, shared, leaves)
 
             dense = dense_output(plan, field, kept, sample, ys[0], outcome.stats.n_accepted, outcome.reached)
-        return Forward.of_table(ys, dense, outcome, failed, None if policy is None else kept)
+        return Forward(ys, dense, outcome, None if policy is None else kept, failed)
 
     def backward(
         self,
@@ -227,8 +229,3 @@ class CpuBackend:
             threads=get_num_threads(),
         )
         return out
-
-
-def leaves_for_kernels(shared: Sequence[Tensor], sample: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Leaves as the kernels read them: contiguous."""
-    return [leaf.contiguous() for leaf in shared], [rows_of(leaf) for leaf in sample]

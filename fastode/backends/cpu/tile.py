@@ -107,18 +107,6 @@ def tiles_of(capture: Capture, dtype: torch.dtype) -> Tiles:
     return found
 
 
-def rows_of(leaf: Tensor) -> Tensor:
-    """A per-sample leaf (B, *shape) whose samples are each contiguous."""
-    if leaf.is_contiguous():
-        return leaf
-    expected = 1
-    for size, stride in zip(reversed(leaf.shape[1:]), reversed(leaf.stride()[1:]), strict=True):
-        if size != 1 and stride != expected:
-            return leaf.contiguous()
-        expected *= size
-    return leaf
-
-
 def pointers(tensors: Sequence[Tensor]) -> list[int]:
     """Addresses of the tensors' data."""
     return [tensor.data_ptr() for tensor in tensors]

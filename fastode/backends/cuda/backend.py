@@ -19,7 +19,7 @@ from fastode.controllers import IController
 from fastode.problem import Plan
 from fastode.program.capture import Capture
 from fastode.program.evaluate import evaluate
-from fastode.solution import Stats
+from fastode.solution import Outcome, Stats
 from fastode.status import RUNNING
 from fastode.tableaus import Tableau
 
@@ -50,6 +50,7 @@ class CudaBackend:
 
     name = "cuda"
     device = "cuda"
+    reads_halves = False
 
     def __init__(self, on_host: bool = False) -> None:
         self._on_host = on_host
@@ -128,7 +129,7 @@ class CudaBackend:
             record.grow(record.pages)
             solve.launch(record, waiting)
         counts = (solve.whole[_ROWS[name]] for name in ("n_accepted", "n_rejected", "n_evals"))
-        return Forward(solve.ys, None, status, solve.real[_ROWS["time"]], Stats(*counts), record)
+        return Forward(solve.ys, None, Outcome(status, solve.real[_ROWS["time"]], Stats(*counts)), record)
 
     def backward(
         self,

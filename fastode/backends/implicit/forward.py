@@ -20,7 +20,7 @@ from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS
 from fastode.interpolant import basis
 from fastode.problem import Plan
 from fastode.reference import initial_step, tolerance
-from fastode.solution import DenseOutput, Stats
+from fastode.solution import DenseOutput, Outcome, Stats
 from fastode.status import RUNNING, Status
 from fastode.tableaus.implicit import ImplicitTableau
 from fastode.tableaus.order_conditions import Array
@@ -324,7 +324,7 @@ class Solve:
                 record = ImplicitRecord(steps, self.k0, self.status == Status.SUCCESS, self.separable)
             if plan.dense:
                 dense = self._dense(steps)
-        return Forward(self.ys, dense, self.status, self.reached, stats, record)
+        return Forward(self.ys, dense, Outcome(self.status, self.reached, stats), record)
 
     def _dense(self, steps: StepRecord) -> DenseOutput:
         plan, batch = self.plan, self.plan.batch

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastode.backends.base import Forward
-from fastode.backends.cpu.record import dense_output
+from fastode.backends.program_record import dense_output
 from fastode.backends.triton.forward_source import CONTROL
 from fastode.backends.triton.heuristics import too_large
 from fastode.backends.triton.kernels import Kernels, kernels_of
@@ -22,7 +22,7 @@ from fastode.controllers import IController, PIDController
 from fastode.problem import Plan
 from fastode.program.capture import Capture
 from fastode.program.evaluate import evaluate
-from fastode.solution import Stats
+from fastode.solution import Outcome, Stats
 
 _REPLAY_BYTES = 1 << 28
 """For the states between kept ones, of all programs that run at the same time."""
@@ -204,7 +204,8 @@ class TritonBackend:
                 return self.evaluate(capture, t, y, shared, leaves)
 
             dense = dense_output(plan, field, record.ragged(batch), sample, ys[0], accepted, reached)
-        return Forward(ys, dense, status, reached, Stats(accepted, rejected, evals), None if policy is None else record)
+        outcome = Outcome(status, reached, Stats(accepted, rejected, evals))
+        return Forward(ys, dense, outcome, None if policy is None else record)
 
     def backward(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastode.backends.cpu.record import ProgramRecord
+from fastode.backends.program_record import ProgramRecord
 
 _FIRST_STEPS = 48
 """Steps of each sample that the first segment holds; most solves take fewer."""
