@@ -42,7 +42,8 @@ class Capture:
         externals: (number in the prologue, place among ``Description.tensors``) of the tensors that the field holds.
         literals: tensors that the field makes from numbers in its code, by number.
         batch: the batch size that it holds for, None for any.
-        batch_dims: of the per-sample leaves, where in the tensor the samples are.
+        batch_dims: of each per-sample leaf, the dimension of the tensor that the samples are in, and how many rows in
+            a row each sample has there.
         plain: where no prologue is needed, the leaves' places among controls and externals; first of the leaves in the
             state's dtype, then of those as they are stored.
         indices: (place among ``Description.tensors``, integers there) that are part of the program.
@@ -57,7 +58,7 @@ class Capture:
     externals: tuple[tuple[int, int], ...]
     literals: dict[int, Tensor]
     batch: int | None
-    batch_dims: tuple[int, ...]
+    batch_dims: tuple[tuple[int, int], ...]
     plain: tuple[_Places, _Places]
     held: tuple[Any, ...]
     indices: tuple[tuple[int, Tensor], ...] = ()
@@ -95,9 +96,17 @@ class Capture:
         known = run_prologue(origin.prologue, known, batch)
         shared = [known[n] for n in origin.shared]
         sample = [
-            known[n] if d == 0 else known[n].movedim(d, 0) for n, d in zip(origin.sample, self.batch_dims, strict=True)
+            _by_sample(known[n], dim, rows, batch)
+            for n, (dim, rows) in zip(origin.sample, self.batch_dims, strict=True)
         ]
         return shared, sample
+
+
+def _by_sample(x: Tensor, dim: int, rows: int, batch: int) -> Tensor:
+    """(B, ...) of a tensor with (B rows) in a dimension: row r is read by sample r // rows, whatever it is made of."""
+    if rows != 1:
+        x = x.unflatten(dim, (batch, rows))
+    return x if dim == 0 else x.movedim(dim, 0)
 
 
 @dataclass(frozen=True)
@@ -351,12 +360,13 @@ def _build(
     for origin in origins:
         origin.prologue = fold_prologue(origin.prologue, literals)
     back = pullback(lowered.builder, lowered.program)
-    dims = tuple(graph.metas[n].batch_dim or 0 for n in lowered.origin.sample)
+    metas = [graph.metas[n] for n in lowered.origin.sample]
+    dims = tuple((m.batch_dim, m.shape[m.batch_dim]) for m in metas if m.batch_dim is not None)
     where = {number: i for i, number in enumerate(graph.controls)}
     where.update((number, len(controls) + place) for number, place in externals)
 
     def places(origin: Origin) -> _Places:
-        if any(dims) or not all(n in where for n in (*origin.shared, *origin.sample)):
+        if any(place != (0, 1) for place in dims) or not all(n in where for n in (*origin.shared, *origin.sample)):
             return None
         return tuple(where[n] for n in origin.shared), tuple(where[n] for n in origin.sample)
 

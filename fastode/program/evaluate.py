@@ -19,7 +19,7 @@ class _Values:
         self.batch, self.like = y.shape[0], y
         self.t, self.y = t.to(y.dtype).reshape(-1, 1), y
         self.shared = [x.reshape(1, -1).to(y.dtype) for x in shared]  # they may be as they are stored
-        self.sample = [x.reshape(self.batch, -1).to(y.dtype) for x in sample]
+        self.sample = [x.flatten(1).to(y.dtype) if x.ndim > 1 else x[:, None].to(y.dtype) for x in sample]
         self.cotangent: Tensor | None = None
         self.known: dict[int, Tensor] = {}
 

@@ -8,7 +8,7 @@ Every tensor is a storage and an index into it, so that views, and writing throu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,10 +182,6 @@ class _Lowering:
                 storage.value = self.b.const(float(literal))
             elif meta.problem is not None:
                 storage.value = self.b.unsupported(meta.problem)
-            elif (
-                meta.batch_dim and meta.shape[meta.batch_dim] != 1
-            ):  # merged in front, (B k, n), is (B, k, n) in memory
-                storage.value = self.b.unsupported("controls whose samples are merged with another dimension")
             elif meta.dtype.is_complex:
                 storage.value = self.b.unsupported(f"a tensor of {meta.dtype}", int(np.prod(meta.shape)))
             else:
@@ -419,16 +415,19 @@ class _Lowering:
                 reason = self.graph.metas[number].problem or source_meta.problem or ""
                 self.set(number, self.b.unsupported(reason), Meta((), None, self.dtype))
             return
+        apart = call.func in _RESHAPES or call.func in _EXPANDS or _stays_with_samples(call, source_meta, metas)
         for number, meta, index in zip(call.outputs, metas, self.moved(call, source, metas), strict=True):
             lost = source_meta.batch_dim is not None and meta.batch_dim is None
-            crossed = call.func in _RESHAPES and not _same_prefix(source_meta, meta)
+            crossed = not apart or (call.func in _RESHAPES and not _same_prefix(source_meta, meta))
             if (lost or crossed) and source.storage.level < 2:
                 whole = np.arange(int(np.prod(meta.shape)), dtype=np.int64).reshape(meta.shape)
                 self.views[number] = View(Storage(number, source.storage.level), whole)  # left to the prologue
                 continue
             if lost or crossed:
-                reason = "picks out a sample" if lost else "mixes samples"
-                self.set(number, self.b.unsupported(f"{call.func} {reason}"), Meta(meta.shape, None, self.dtype))
+                reason, content = "picks out a sample" if lost else "mixes samples", self.content(source.storage)
+                if content.op != "unsupported":
+                    content = self.b.unsupported(f"{call.func} {reason}")
+                self.set(number, content, Meta(meta.shape, None, self.dtype))
                 continue
             storage = source.storage
             if number in self.graph.stopped and storage.level < 2 and storage.base not in self.graph.literals:
@@ -447,9 +446,8 @@ class _Lowering:
             return [source.index.reshape(metas[0].shape)]
         if func in _EXPANDS:
             return [np.broadcast_to(source.index, metas[0].shape)]
-        args = pytree.tree_map(lambda a: a.times if isinstance(a, Batch) else a, call.args[1:])
-        kwargs = pytree.tree_map(lambda a: a.times if isinstance(a, Batch) else a, call.kwargs)
-        out = func(torch.from_numpy(np.ascontiguousarray(source.index)), *args, **kwargs)
+        index = torch.from_numpy(np.ascontiguousarray(source.index))
+        out = func(index, *_for_batch(call.args[1:], 1), **_for_batch(call.kwargs, 1))
         return [leaf.numpy() for leaf in pytree.tree_leaves(out)]
 
     def dynamic(self, call: Call) -> Value:
@@ -500,6 +498,35 @@ class _Lowering:
             return value
         index = np.arange(value.size).reshape(own.shape)
         return self.b.gather(value, np.broadcast_to(index, meta.shape))
+
+
+def _stays_with_samples(call: Call, source: Meta, targets: Sequence[Meta]) -> bool:
+    """Whether a view takes the same components of every sample: of k rows for each x[::k] does, x[::k + 1] does not."""
+    at = source.batch_dim
+    dims = [d % len(source.shape) for name, d in _named(call) if name in ("dim", "dimension", "dim1", "dim2")]
+    places = [meta.batch_dim for meta in targets if meta.batch_dim is not None]
+    if at is None or at not in dims or len(places) < len(targets):
+        return True
+    n, rows = 5, source.shape[at]  # not a number of samples of the recording
+    shape = [*source.shape[:at], n * rows, *source.shape[at + 1 :]]
+    whole = torch.arange(int(np.prod(shape))).reshape(shape)
+    together, *alone = (
+        pytree.tree_leaves(call.func(part, *_for_batch(call.args[1:], batch), **_for_batch(call.kwargs, batch)))
+        for part, batch in ((whole, n), *((part, 1) for part in whole.split(rows, at)))
+    )
+    parts = zip(places, together, zip(*alone, strict=True), strict=True)
+    return all(torch.equal(out, torch.cat(own, place)) for place, out, own in parts)
+
+
+def _for_batch(arguments: Any, batch: int) -> Any:
+    return pytree.tree_map(lambda a: a.times * batch if isinstance(a, Batch) else a, arguments)
+
+
+def _named(call: Call) -> Iterator[tuple[str, Any]]:
+    """Names of a call's arguments, and what they are, given or by default."""
+    for i, argument in enumerate(call.func._schema.arguments):
+        given = call.args[i] if i < len(call.args) else call.kwargs.get(argument.name, argument.default_value)
+        yield argument.name, given
 
 
 def _same_prefix(source: Meta, target: Meta) -> bool:
@@ -898,9 +925,11 @@ def _group_norm(low: _Lowering, call: Call, meta: Meta) -> Value:
     value = low.read(x.index)
     if value.op == "unsupported":
         return value
-    inner = value.size // groups
-    out = _normalised(low, value, groups, inner, float(eps))
-    spread = np.repeat(np.arange(channels), value.size // channels)
+    if meta.batch_dim != 0:
+        return low.b.unsupported(f"{call.func} over the samples")
+    rows = meta.shape[0]  # each is normalised by itself
+    out = _normalised(low, value, rows * groups, value.size // (rows * groups), float(eps))
+    spread = np.tile(np.repeat(np.arange(channels), value.size // (rows * channels)), rows)
     if weight is not None:
         out = low.b.pointwise("mul", out, low.b.gather(low.read(weight.index), spread))
     return out if bias is None else low.b.pointwise("add", out, low.b.gather(low.read(bias.index), spread))
@@ -920,11 +949,12 @@ def _batch_norm(low: _Lowering, call: Call, meta: Meta) -> Value:
     x, weight, bias, mean, var, training, _, eps = call.args
     if training or mean is None:
         return low.b.unsupported("batch normalisation in training mode mixes samples")
-    channels = low.graph.metas[mean.index].shape[0]
-    inner = int(np.prod(meta.shape[2:]))
+    if meta.batch_dim == 1:
+        return low.b.unsupported(f"{call.func} over the samples")
+    channels = np.broadcast_to(np.arange(meta.shape[1]).reshape(-1, *[1] * (len(meta.shape) - 2)), meta.shape)
 
     def spread(ref: Ref) -> Value:
-        return low.b.gather(low.read(ref.index), np.repeat(np.arange(channels), inner))
+        return low.b.gather(low.read(ref.index), channels)
 
     scale = low.b.pointwise("rsqrt", low.b.pointwise("add", spread(var), float(eps)))
     out = low.b.pointwise("mul", low.b.pointwise("sub", low.read(x.index), spread(mean)), scale)
