@@ -44,7 +44,8 @@ def solve(field: Any, y0: Any, t: Any, **options: Any) -> Solution:
     if not isinstance(field, CapturedField) or options["events"] is not None or not _fits(options):
         return _solve_outside(field, y0, t, **options)
     gradient = options["gradient"]
-    policy = gradient if isinstance(gradient, Checkpoint) else Checkpoint()
+    max_steps = min(options["max_steps"], 2**62)  # as in make_problem: the operator takes 64 bits
+    policy = gradient.within(max_steps) if isinstance(gradient, Checkpoint) else Checkpoint()
     leaves, spec = pytree.tree_flatten(y0)
     controls = [] if options["controls"] is None else pytree.tree_leaves(options["controls"])
     times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
@@ -61,7 +62,7 @@ def solve(field: Any, y0: Any, t: Any, **options: Any) -> Solution:
         float(options["atol"]),
         math.nan if options["step_size"] is None else float(options["step_size"]),
         _controller_text(options["controller"]),
-        options["max_steps"],
+        max_steps,
         policy.every,
         policy.max_bytes or 0,
     )

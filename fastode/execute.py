@@ -48,7 +48,7 @@ def execute(
         fields = choose(backend, plan, inputs, programs=False).fields
         assert fields is not None
         return adjoint_solve(fields, plan, inputs)
-    policy = gradient if isinstance(gradient, Checkpoint) else _EVERY_STEP
+    policy = gradient.within(plan.max_steps) if isinstance(gradient, Checkpoint) else _EVERY_STEP
     _forbid_transforms("checkpoint")
     choice = choose(backend, plan, inputs)
     if choice.fields is not None:

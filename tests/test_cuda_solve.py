@@ -252,7 +252,10 @@ def test_steps_that_outgrow_the_record_go_on_in_further_pages(monkeypatch):
     assert same_bits(grads, expected_grads)
 
 
-@pytest.mark.parametrize("policy", [Checkpoint(every=2), Checkpoint(every=7), Checkpoint(every=1000)], ids=str)
+POLICIES = [Checkpoint(2), Checkpoint(7), Checkpoint(1000), Checkpoint(2**62), Checkpoint(10**30, 1)]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_states_between_kept_ones_are_computed_again(policy):
     given, options = problem(5, hidden=3, scale=4.0), {"rtol": 1e-7, "atol": 1e-7, "t": (0.0, 0.3, 5.0)}
     _, expected = solve("cuda", *given, **options)

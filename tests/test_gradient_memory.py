@@ -73,6 +73,31 @@ def test_recomputed_states_are_the_recorded_ones_to_the_bit(every: int, backend:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("policy", [Checkpoint(every=10**8), Checkpoint(2**62, 1), Checkpoint(10**30, 10**40)], ids=str)
+def test_absurd_spacings_keep_one_state_of_each_sample(policy: Checkpoint, backend: str) -> None:
+    inputs = list(unequal())
+    expected = grads_of(Checkpoint(), backend, inputs)
+    assert_close(grads_of(policy, backend, inputs, max_steps=10**30), expected)
+
+
+def test_an_absurd_budget_keeps_all_states() -> None:
+    y0, c, weight = unequal()
+    field = waves(weight.requires_grad_())
+    policy = Checkpoint(max_bytes=10**30)
+    sol = solve(field, y0, [0.0, 1.0], controls=c, gradient=policy, backend="stepped")
+    assert record_of(sol.ys).every == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"every": 0}, {"every": -1}, {"every": 2.0}, {"every": True}, {"max_bytes": 0}, {"max_bytes": "1"}]
+)
+def test_a_policy_takes_positive_integers(arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"{name} must be a positive integer"):
+        Checkpoint(**arguments)
+
+
 @pytest.mark.parametrize("backend", FIELD_BACKENDS)
 def test_fewer_states_with_dense_output_and_failing_samples(backend: str) -> None:
     y0, c, weight = unequal()

@@ -332,3 +332,16 @@ def test_one_pullback_is_that_of_torch(isa, per_sample, lanes, dtype):
     grad_y, shared, params = program.vjp(y0, g, threads=2)
     for ours, leaf in zip([*(params if per_sample else shared), grad_y], leaves, strict=True):
         torch.testing.assert_close(ours, leaf.grad, rtol=40 * torch.finfo(dtype).eps, atol=40 * torch.finfo(dtype).eps)
+
+
+def test_sizes_that_cannot_be_are_refused():
+    """Before anything is allocated or written."""
+    weight, bias, y0 = tanh_problem(False, 3, 2, F64)
+    program = tanh_field(2, F64, weight, bias, 16)
+    for every in (2**41, 2**62, -1):
+        with pytest.raises(ValueError, match="every must be between"):
+            program.solve(y0, TIMES, "dopri5", 1e-5, 1e-6, every=every)
+    with pytest.raises(ValueError, match="must not be negative"):
+        _C.StepRecord64(-1, 2, 1, 0)
+    with pytest.raises(ValueError, match="product is above"):
+        _C.StepRecord64(2**31, 2**31, 1, 0)

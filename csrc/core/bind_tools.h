@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
 
 #include "core/step_control.h"
 
@@ -12,6 +14,23 @@ namespace fastode {
 template <class T>
 T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
+}
+
+// Sizes of an array that a call is about: none is negative, and their product can be counted, in bytes too.
+inline void check_sizes(std::initializer_list<int64_t> sizes) {
+    constexpr int64_t kMost = int64_t{1} << 56;
+    int64_t product = 1;
+    for (const int64_t size : sizes) {
+        if (size < 0) throw std::invalid_argument("a size must not be negative");
+        if (size > 0 && product > kMost / size) throw std::invalid_argument("sizes whose product is above 2^56");
+        if (size > 0) product *= size;
+    }
+}
+
+// How many states a record keeps. The spacing may be doubled, and is multiplied by numbers of samples.
+inline void check_record(int64_t every, int64_t max_bytes) {
+    if (every < 0 || every > int64_t{1} << 40) throw std::invalid_argument("every must be between 0 and 2^40");
+    if (max_bytes < 0) throw std::invalid_argument("max_bytes must not be negative");
 }
 
 // The constants of step-size control, by name (fastode/controllers.py).

@@ -49,8 +49,12 @@ void bind_for(py::module_& m, const std::string& bits) {
     using Record = StepRecord<T>;
     py::class_<Record, std::shared_ptr<Record>>(m, ("StepRecord" + bits).c_str(),
                                                 "Accepted steps of a batch, and states at the start of some of them.")
-        .def(py::init<int64_t, int64_t, int64_t, int64_t>(), py::arg("batch"), py::arg("width"), py::arg("every"),
-             py::arg("max_bytes"))
+        .def(py::init([](int64_t batch, int64_t width, int64_t every, int64_t max_bytes) {
+                 check_sizes({batch, width});
+                 check_record(every, max_bytes);
+                 return std::make_shared<Record>(batch, width, every, max_bytes);
+             }),
+             py::arg("batch"), py::arg("width"), py::arg("every"), py::arg("max_bytes"))
         .def("finish", &Record::finish, ReleaseGil())
         .def_property_readonly("steps", &Record::steps)
         .def_property_readonly("every", &Record::every)
@@ -88,6 +92,7 @@ void bind_for(py::module_& m, const std::string& bits) {
                  if (step_size == 0 && method.e.empty()) {
                      throw std::invalid_argument("adaptive steps need a method with an error estimate");
                  }
+                 check_sizes({n_times, batch, width});
                  if (dense && record == nullptr) throw std::invalid_argument("dense output needs a record");
                  const SolveSpec<T> spec{batch,
                                          width,
@@ -147,6 +152,11 @@ void bind_for(py::module_& m, const std::string& bits) {
         .def(py::init([](std::shared_ptr<Record> record, int64_t width, int64_t n_times, int degree, uintptr_t times,
                          uintptr_t grad_ys, uintptr_t grad_coefs, std::vector<int64_t> samples) {
                  const auto batch = static_cast<int64_t>(record->count().size());
+                 check_sizes({n_times, batch, width});
+                 if (degree < 0 || degree > kMaxTerms) throw std::invalid_argument("a degree above 32");
+                 for (const int64_t sample : samples) {
+                     if (sample < 0 || sample >= batch) throw std::invalid_argument("a sample outside the batch");
+                 }
                  const OutputGradients<T> outputs{batch,
                                                   width,
                                                   n_times,

@@ -109,8 +109,8 @@ TileGradients<T> make_gradients(const Program<T>& p, uintptr_t y0, const Pointer
     return {pointer<T>(y0), pointers<T>(shared), pointers<T>(params)};
 }
 
-void check_counts(int64_t batch, int64_t n_times) {
-    if (batch < 0) throw std::invalid_argument("batch must not be negative");
+void check_counts(const TileProgram& p, int64_t batch, int64_t n_times) {
+    check_sizes({n_times, batch, p.dim});
     if (n_times < 1) throw std::invalid_argument("at least one time is needed");
 }
 
@@ -234,7 +234,8 @@ py::tuple solve(const Program<T>& p, const TileMethod& method, const StepControl
                 const Pointers& shared, const Pointers& params, const std::vector<int64_t>& strides, uintptr_t rtol,
                 uintptr_t atol, uintptr_t step_size, double first_step, int64_t max_steps, uintptr_t ys, uintptr_t k1,
                 int64_t every, int64_t max_bytes, int threads) {
-    check_counts(batch, n_times);
+    check_counts(p, batch, n_times);
+    check_record(every, max_bytes);
     if (step_size == 0 && method.e.empty()) {
         throw std::invalid_argument("adaptive steps need a method with an error estimate");
     }
@@ -278,7 +279,7 @@ void solve_adjoint(const Program<T>& p, const TileMethod& method, int64_t batch,
                    int64_t time_row_stride, int64_t time_sample_stride, const Pointers& shared, const Pointers& params,
                    const std::vector<int64_t>& strides, const Words& record, uintptr_t solved, uintptr_t grad_ys,
                    uintptr_t grad_y0, const Pointers& grad_shared, const Pointers& grad_params, int threads) {
-    check_counts(batch, n_times);
+    check_counts(p, batch, n_times);
     RecordHeader header{0, 0, 0};
     if (record.size() >= kHeaderWords) std::memcpy(&header, record.data(), sizeof header);
     if (header.every < 1 || record_words<T>(header, batch, p.dim) != record.size()) {
@@ -315,6 +316,7 @@ void bind_program(py::module_& m, const std::string& bits) {
             "evaluate",
             [](const Program<T>& p, int64_t batch, uintptr_t t, uintptr_t y, const Pointers& shared,
                const Pointers& params, const std::vector<int64_t>& strides, uintptr_t out, int threads) {
+                check_counts(p, batch, 1);
                 const TileLeaves<T> leaves = make_leaves(p, shared, params, strides);
                 const py::gil_scoped_release release;
                 tile_evaluate(p, batch, pointer<const double>(t), pointer<const T>(y), leaves, pointer<T>(out),
@@ -327,6 +329,7 @@ void bind_program(py::module_& m, const std::string& bits) {
             [](const Program<T>& p, int64_t batch, uintptr_t t, uintptr_t y, uintptr_t g, const Pointers& shared,
                const Pointers& params, const std::vector<int64_t>& strides, uintptr_t grad_y,
                const Pointers& grad_shared, const Pointers& grad_params, int threads) {
+                check_counts(p, batch, 1);
                 const TileLeaves<T> leaves = make_leaves(p, shared, params, strides);
                 const TileGradients<T> gradients = make_gradients(p, grad_y, grad_shared, grad_params);
                 const py::gil_scoped_release release;

@@ -85,6 +85,8 @@ template <class T>
 void set_pages(NetPages<T>& pages, const std::vector<ChunkTuple>& chunks, int64_t total, int per_page, int every,
                uintptr_t taken, uintptr_t last) {
     if (chunks.size() > kNetChunks) throw std::invalid_argument("too many chunks of pages");
+    if (per_page < 1 || every < 1) throw std::invalid_argument("a page must have room for a step");
+    check_sizes({total, per_page, every, 3});
     pages = {};
     pages.n_chunks = static_cast<int>(chunks.size());
     pages.every = every;
@@ -113,6 +115,7 @@ void bind_for(py::module_& m, const std::string& bits) {
                const py::dict& control, const std::vector<LayerTuple>& layers, bool recorded,
                const std::vector<ChunkTuple>& chunks, int64_t pages, int per_page, int every, uintptr_t taken,
                uintptr_t last) {
+                check_sizes({n_times, batch, width});
                 NetSolve<T> solve{};
                 solve.batch = batch;
                 solve.width = width;

@@ -77,6 +77,7 @@ void bind_for(py::module_& m, const std::string& bits) {
                      (step_size == 0 && e.size() != s)) {
                      throw std::invalid_argument("the coefficients of the method do not fit");
                  }
+                 check_sizes({n_times, batch, width});
                  K kernels;
                  kernels.run = &launches<T>(device >= 0);
                  kernels.device = device;
@@ -118,6 +119,7 @@ void bind_for(py::module_& m, const std::string& bits) {
             "keep_record",
             [](K& k, uintptr_t steps, uintptr_t states, uintptr_t coefs, int64_t steps_per_chunk,
                int64_t states_per_chunk, int64_t every) {
+                check_record(every, 0);
                 k.state.step_chunks = pointer<StepRow* const>(steps);
                 k.state.state_chunks = pointer<T* const>(states);
                 k.state.coef_chunks = pointer<T* const>(coefs);

@@ -127,7 +127,8 @@ void TileRecord<T>::finish(const int64_t* count) {
         every *= 2;
         n_states_ = rows(every);
     }
-    every_.store(every, std::memory_order_relaxed);
+    // The same states, in blocks that are no longer than a solve: a backward pass has memory for one.
+    every_.store(std::min(every, std::max<int64_t>(1, most)), std::memory_order_relaxed);
 }
 
 template <class T>

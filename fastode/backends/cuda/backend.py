@@ -12,7 +12,7 @@ from torch import Tensor
 from fastode._environment import _C
 from fastode.backends.base import Forward
 from fastode.backends.cuda.recognise import Net, recognise
-from fastode.backends.cuda.record import PagedRecord, new_record, record_within
+from fastode.backends.cuda.record import WIDEST_SPACING, PagedRecord, new_record, record_within
 from fastode.backends.stepped_device import device_index, stream_of
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController
@@ -112,8 +112,9 @@ class CudaBackend:
         solve = _Solve(plan, _net(capture), y0, sample, k1)
         record: PagedRecord | None = None
         batch, width = y0.shape
-        if policy is not None and policy.max_bytes:
-            solve.launch(None, None)  # to know the numbers of steps: then the states that fit are known, too
+        if policy is not None and (policy.max_bytes or policy.every > WIDEST_SPACING):
+            # To know the numbers of steps: then the states that fit are known, too, and how large a page must be.
+            solve.launch(None, None)
             steps = solve.whole[_ROWS["n_accepted"]]
             record = record_within(steps, width, y0.dtype, policy.every, policy.max_bytes, solve.whole)
         elif policy is not None:

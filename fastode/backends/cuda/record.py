@@ -11,6 +11,8 @@ from fastode._environment import _C
 
 _ROWS = _C.net_rows
 _PAGE = _ROWS["page"]
+WIDEST_SPACING = 256
+"""Of states in a record whose pages are made before the solve: each has room for so many times more steps."""
 
 
 @dataclass
@@ -74,7 +76,7 @@ def new_record(batch: int, width: int, dtype: torch.dtype, every: int, whole: Te
 
 
 def record_within(
-    n_accepted: Tensor, width: int, dtype: torch.dtype, every: int, budget: int, whole: Tensor
+    n_accepted: Tensor, width: int, dtype: torch.dtype, every: int, budget: int | None, whole: Tensor
 ) -> PagedRecord:
     """A record for a solve whose numbers of steps (B,) int64 are known; its states fit a budget in bytes if they can.
 
@@ -85,8 +87,9 @@ def record_within(
     def states() -> int:
         return int((n_accepted + every - 1).div(every, rounding_mode="floor").clamp_min(1).sum())
 
-    while every <= longest and states() * width * dtype.itemsize > budget:
+    while budget is not None and every <= longest and states() * width * dtype.itemsize > budget:
         every *= 2
+    every = min(every, max(1, longest))
     taken = torch.full((1,), n_accepted.shape[0], dtype=torch.int64, device=whole.device)
     record = PagedRecord(width, dtype, every, 1, taken, torch.empty_like(whole[0]), whole)
     record.grow(states())

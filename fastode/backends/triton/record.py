@@ -125,7 +125,8 @@ def new_segment(
     capacity = max(min(_LEAST_STEPS, wanted), min(wanted, _USUAL_BYTES // row))
     capacity = max(1, min(capacity, steps))
     if previous is not None:
-        every = previous.every
+        every = max(every, previous.every)  # it may have been thinned
+    every = min(every, capacity)
     if max_bytes is not None:
         while every < capacity and -(-capacity // every) * n * width * like.element_size() > max_bytes:
             every *= 2

@@ -73,7 +73,7 @@ def test_segments(kind, launch, monkeypatch):
 @SHAPES
 @pytest.mark.parametrize("first", [2, 48])
 @pytest.mark.parametrize(
-    "policy", [Checkpoint(2), Checkpoint(3), Checkpoint(max_bytes=150), Checkpoint(2, 700)], ids=str
+    "policy", [Checkpoint(2), Checkpoint(3), Checkpoint(10**30), Checkpoint(max_bytes=150), Checkpoint(2, 700)], ids=str
 )
 def test_fewer_states_give_the_same_gradient(policy, first, launch, monkeypatch):
     monkeypatch.setattr(record, "_FIRST_STEPS", first)
