@@ -29,7 +29,7 @@ from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS
 from fastode.dropin.failure import OdeintError, whole_state_error
 from fastode.dropin.functions import CALLBACKS, Perturb
 from fastode.dropin.norms import Norm, rms_norm
-from fastode.dropin.solvers import AdaptiveStepsizeEventODESolver, locate_event
+from fastode.dropin.solvers import AdaptiveStepsizeEventODESolver, event_sign, locate_event, start_sign
 from fastode.status import Status
 from fastode.tableaus import Tableau, get_tableau
 
@@ -266,23 +266,18 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
         return self.steps.between(self._step, self._start, self._slopes, t)
 
     def _advance_until_event(self, event_fn: Callable[..., Any]) -> tuple[Tensor, Tensor]:
-        sign0 = self._sign(event_fn)
+        sign0 = start_sign(event_fn, self._clock(self._t), self._y)
         if sign0 == 0.0:
             return self._clock(self._t), self._y
         n_steps = 0
-        while self._sign(event_fn) == sign0:
+        while event_sign(event_fn, self._clock(self._t), self._y) == sign0:
             self._require_steps(n_steps)
             self._attempt()
             n_steps += 1
         assert self._step is not None
-        tol = float(torch.as_tensor(self.atol).min())
         ends = self._clock(self._step.t), self._clock(self._step.t1)
-        event_time = locate_event(lambda t: self._inside(float(t)), sign0, *ends, event_fn, tol)
+        event_time = locate_event(lambda t: self._inside(float(t)), sign0, *ends, event_fn)
         return event_time, self._inside(float(event_time))
-
-    def _sign(self, event_fn: Callable[..., Any]) -> float:
-        with torch.no_grad():
-            return float(torch.sign(event_fn(self._clock(self._t), self._y)))
 
     def _clock(self, t: float) -> Tensor:
         return torch.tensor(t, dtype=self.dtype, device=self.y0.device)

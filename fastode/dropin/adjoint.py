@@ -17,6 +17,7 @@ from fastode.dropin import batched, programs, torch_engine
 from fastode.dropin.adjoint_norms import adjoint_norm
 from fastode.dropin.arguments import Arguments, check, flat_tolerance, is_several
 from fastode.dropin.compiled import outside_of_graphs
+from fastode.dropin.crossing import with_time_gradient
 from fastode.dropin.functions import ADJOINT_CALLBACKS, CALLBACKS, flatten
 from fastode.dropin.graph import pull
 from fastode.dropin.odeint import by_program, run
@@ -105,6 +106,20 @@ def odeint_adjoint(
             stacklevel=2,
         )
     args = check(func, y0, t, rtol, atol, method, options, event_fn)
+    result = _solve(args, wanted, gradient, adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options)
+    return result if event_fn is None else with_time_gradient(args, result)
+
+
+def _solve(
+    args: Arguments,
+    wanted: tuple[Tensor, ...],
+    gradient: str,
+    adjoint_rtol: Any,
+    adjoint_atol: Any,
+    adjoint_method: str | None,
+    adjoint_options: dict[str, Any],
+) -> Any:
+    """The result of ``odeint_adjoint``; the time of an event is without graph."""
     if differentiation_hidden():
         return run(args)
     sources = (*args.parts, args.t, *wanted)

@@ -158,8 +158,8 @@ def combine_event_functions(event_fn: Callable[..., Tensor], t0: Tensor, y0: Any
 def find_event(
     interp_fn: Callable[[Tensor], Tensor], sign0: Any, t0: Tensor, t1: Tensor, event_fn: Callable[..., Any], tol: Any
 ) -> tuple[Tensor, Tensor]:
-    """Time and state at which an event changes the sign that it has at t0."""
-    event_t = locate_event(interp_fn, float(sign0), t0, t1, event_fn, float(tol))
+    """Time and state at which an event changes the sign that it has at t0, to rounding: finer than any tol."""
+    event_t = locate_event(interp_fn, float(sign0), t0, t1, event_fn)
     return event_t, interp_fn(event_t)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastode.dropin import batched, programs, torch_engine
 from fastode.dropin.arguments import Arguments, check
 from fastode.dropin.compiled import outside_of_graphs
+from fastode.dropin.crossing import with_time_gradient
 from fastode.dropin.methods import is_implicit
 from fastode.hostflags import differentiation_hidden
 
@@ -43,12 +44,13 @@ def odeint(
             dimension as samples, each with a step size of its own. ``"auto"``, the default, is per sample where the
             function is proven to treat the rows alike and apart and no option refers to the whole state, and else
             batch.
-        event_fn: ``event_fn(t, y)``; the solve ends where it changes its sign. t then has two entries, of which the
-            second only tells the direction.
+        event_fn: ``event_fn(t, y)``; the solve ends where it changes its sign from one step's end to the next's. t then
+            has two entries, of which the second only tells the direction.
 
     Returns:
         Solution (T, *y0.shape), or a tuple of such. With ``event_fn`` a pair: the time of the event, 0-d, and the
-        solution (2, *y0.shape) at the start and at the event.
+        solution (2, *y0.shape) at the start and at the event. The time is differentiable; the state at the event has
+        its derivatives for a fixed time, as in torchdiffeq, and ``odeint_event`` adds what the time contributes.
 
     Raises:
         ValueError: an unknown method, or options that exclude each other.
@@ -56,11 +58,12 @@ def odeint(
         TypeError: a state or times that are not floating.
         OdeintError: the solve failed; an ``AssertionError`` and a ``fastode.SolveError`` that names the samples.
     """
-    return run(check(func, y0, t, rtol, atol, method, options, event_fn))
+    args = check(func, y0, t, rtol, atol, method, options, event_fn)
+    return run(args) if event_fn is None else with_time_gradient(args, run(args))
 
 
 def run(args: Arguments) -> Any:
-    """The result of ``odeint`` for checked arguments."""
+    """The result of ``odeint`` for checked arguments; the time of an event is without graph."""
     control = args.step_control
     if args.event_fn is not None:
         if control == "per_sample":

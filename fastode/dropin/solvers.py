@@ -7,6 +7,7 @@ differentiated to any order. Users derive from these classes and put theirs into
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from fastode.tableaus import Tableau, get_tableau
 
 MAX_EVENT_STEPS = 20_000
 """Fixed steps after which the search for an event is given up."""
+EVENT_ROUNDINGS = 4
+"""Width of an interval at which the time of an event counts as found, in roundings of the clock."""
 
 
 def warn_unused(solver: object, unused: dict[str, Any]) -> None:
@@ -32,10 +35,32 @@ def warn_unused(solver: object, unused: dict[str, Any]) -> None:
         warnings.warn(f"{type(solver).__name__}: Unexpected arguments {unused}", stacklevel=2)
 
 
+def event_sign(event_fn: Callable[..., Any], t: Tensor, y: Tensor) -> float:
+    """The sign of an event, without gradient; NaN, which is another one than any, where the event is NaN."""
+    with torch.no_grad():
+        value = float(event_fn(t, y))
+    return value if math.isnan(value) else float((value > 0) - (value < 0))
+
+
+def start_sign(event_fn: Callable[..., Any], t: Tensor, y: Tensor) -> float:
+    """The sign of an event at the start of a solve.
+
+    Raises:
+        ValueError: it is NaN, so that there is no sign to change.
+    """
+    sign = event_sign(event_fn, t, y)
+    if math.isnan(sign):
+        raise ValueError(f"event_fn is NaN at the start, t = {float(t):.9g}, so that no change of its sign can be seen")
+    return sign
+
+
 def locate_event(
-    state_at: Callable[[Tensor], Tensor], sign0: float, t0: Tensor, t1: Tensor, event_fn: Callable[..., Any], tol: float
+    state_at: Callable[[Tensor], Tensor], sign0: float, t0: Tensor, t1: Tensor, event_fn: Callable[..., Any]
 ) -> Tensor:
     """The time in [t0, t1] at which an event changes its sign, from the state between steps. No gradient.
+
+    Found to four roundings of the clock, whatever the units of time and state: torchdiffeq stops at an interval of
+    ``atol``, which is in units of the state.
 
     Args:
         state_at: the state at a time between the two.
@@ -43,11 +68,10 @@ def locate_event(
         t0: start of a step, 0-d.
         t1: its end, 0-d.
         event_fn: of time and state, one number.
-        tol: width of the interval at which to stop, in units of t; rounding of the time bounds it from below.
     """
     with torch.no_grad():
         low, high = float(t0.detach()), float(t1.detach())
-        tol = max(tol, 4 * torch.finfo(t0.dtype).eps * max(abs(low), abs(high)), 1e-300)
+        tol = EVENT_ROUNDINGS * torch.finfo(t0.dtype).eps * max(abs(low), abs(high))
 
         def value(t: float) -> float:
             time = torch.tensor(t, dtype=t0.dtype, device=t0.device)
@@ -191,20 +215,18 @@ class FixedGridODESolver(ABC):
             raise AssertionError(
                 "Event handling for fixed step solvers currently requires `step_size` to be provided in options."
             )
-        t0, y0 = t0.to(self.dtype.to_real()), self.y0
-        with torch.no_grad():
-            sign0 = float(torch.sign(event_fn(t0, y0)))
+        t0, y0 = t0.to(torch.float64), self.y0  # the clock, whatever the dtype of the state
+        sign0 = start_sign(event_fn, t0, y0)
+        if sign0 == 0.0:
+            return t0.detach(), torch.stack([y0, y0])
         for _ in range(MAX_EVENT_STEPS):
             t1 = t0 + self.step_size
-            dy, f0 = self._step_func(self.func, t0, t1 - t0, t1, y0)
+            dy, f0 = self._step_func(self.func, t0, (t1 - t0).to(y0.dtype.to_real()), t1, y0)
             y1 = y0 + dy
-            with torch.no_grad():
-                sign1 = float(torch.sign(event_fn(t1, y1)))
-            if sign1 != sign0:
+            if event_sign(event_fn, t1, y1) != sign0:
                 between = self._between(t0, y0, f0, t1, y1, *(float(t.detach()) for t in (t0, t1)))
                 inside = partial(_at_tensor, between)
-                tol = float(torch.as_tensor(self.atol).min())
-                event_time = locate_event(inside, sign0, t0, t1, event_fn, tol)
+                event_time = locate_event(inside, sign0, t0, t1, event_fn)
                 return event_time, torch.stack([self.y0, inside(event_time)])
             t0, y0 = t1, y1
         raise RuntimeError(f"Reached maximum number of iterations {MAX_EVENT_STEPS}.")
@@ -213,20 +235,21 @@ class FixedGridODESolver(ABC):
         self, t0: Tensor, y0: Tensor, f0: Tensor, t1: Tensor, y1: Tensor, start: float, end: float
     ) -> Callable[[Tensor, float], Tensor]:
         """The state at a time of a step, as a function of the time as a tensor and as a number."""
+        real = y0.dtype.to_real()  # a 0-d time of another dtype would change that of a 0-d state
         if self.interp == "linear":
 
             def linear(t: Tensor, at: float) -> Tensor:
                 if at in (start, end):  # exact, and with the gradient of no time
                     return y0 if at == start else y1
-                return y0 + (t - t0) / (t1 - t0) * (y1 - y0)
+                return y0 + ((t - t0) / (t1 - t0)).to(real) * (y1 - y0)
 
             return linear
         if self.interp == "cubic":
             f1 = self.func(t1, y1)
 
             def cubic(t: Tensor, at: float) -> Tensor:
-                dt = t1 - t0
-                theta = (t - t0) / dt
+                dt = (t1 - t0).to(real)
+                theta = ((t - t0) / (t1 - t0)).to(real)
                 rest = 1 - theta
                 at_start = (1 + 2 * theta) * rest**2 * y0 + theta * rest**2 * dt * f0
                 return at_start + theta**2 * (3 - 2 * theta) * y1 - theta**2 * rest * dt * f1

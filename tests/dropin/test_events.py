@@ -214,3 +214,135 @@ def test_without_gradient() -> None:
         )
     assert not event_t.requires_grad
     assert not any(part.requires_grad for part in parts(solution))
+
+
+# -- the time of the event, as odeint and odeint_adjoint give it
+
+
+@REVERSE
+@pytest.mark.parametrize("kind", ["tuple", "tensor"])
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_the_time_is_differentiable_and_the_state_as_at_a_fixed_time(interface: Any, kind: str, reverse: bool) -> None:
+    fall, (h, v, t0, level) = Fall(), start()
+    y0 = (h, v) if kind == "tuple" else torch.stack([h, v])
+    t = torch.stack([t0, t0.detach() + (-1.0 if reverse else 1.0)])
+    event_t, solution = interface(fall, y0, t, event_fn=lambda t, y: y[0] - level, atol=1e-11, rtol=1e-10)
+    true = exact_event(fall, h, v, t0, level, reverse)[0]
+    bound = 1e-6 if "adjoint_options" in getattr(interface, "keywords", {}) else 1e-8
+    inputs = [h, v, t0, fall.g, level]
+    torch.testing.assert_close(event_t, true, rtol=1e-9, atol=1e-9)
+    for x, y in zip(
+        torch.autograd.grad(event_t, inputs, retain_graph=True), torch.autograd.grad(true, inputs), strict=True
+    ):
+        torch.testing.assert_close(x, y, rtol=bound, atol=bound)
+    height = (solution[0] if kind == "tuple" else solution[:, 0])[-1]
+    dt = float(event_t) - t0
+    fixed = h + v * dt - fall.g * dt**2 / 2  # as torchdiffeq: what moves the event is left to odeint_event
+    got = torch.autograd.grad(height, inputs[:4])
+    for x, y in zip(got, torch.autograd.grad(fixed, inputs[:4]), strict=True):
+        torch.testing.assert_close(x, y, rtol=bound, atol=bound)
+
+
+def test_second_derivatives_of_the_time() -> None:
+    fall, (h, v, t0, level) = Fall(), start()
+    inputs = [h, v, t0, fall.g, level]
+    weights = torch.arange(1.0, 6.0, dtype=F64)
+
+    def second(time: Tensor) -> tuple[Tensor, ...]:
+        first = torch.stack(torch.autograd.grad(time, inputs, create_graph=True))
+        return torch.autograd.grad((first * weights).sum(), inputs, materialize_grads=True)
+
+    want = second(exact_event(fall, h, v, t0, level, False)[0])
+    for interface in (fastode.odeint, fastode.odeint_adjoint):
+        t = torch.stack([t0, t0.detach() + 1.0])
+        event_t, _ = interface(fall, (h, v), t, event_fn=lambda t, y: y[0] - level)
+        for x, y in zip(second(event_t), want, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-7)
+
+
+def test_a_parameter_of_the_event_alone() -> None:
+    """Nothing else requires a gradient; and where nothing at all does, there is no graph."""
+    level = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    y0, t = torch.tensor([1.0], dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
+    for interface in (fastode.odeint, partial(fastode.odeint_adjoint, adjoint_params=())):
+        event_t, _ = interface(lambda t, y: -y, y0, t, event_fn=lambda t, y: y[0] - level)
+        (grad,) = torch.autograd.grad(event_t, level)
+        torch.testing.assert_close(grad, torch.tensor(-2.0, dtype=F64), rtol=1e-7, atol=0)
+        event_t, _ = interface(lambda t, y: -y, y0, t, event_fn=lambda t, y: y[0] - 0.5)
+        assert not event_t.requires_grad
+
+
+# -- resolution
+
+
+@pytest.mark.parametrize(("method", "step"), [("dopri5", "first_step"), ("rk4", "step_size")])
+@pytest.mark.parametrize("length", [1.0, 1e-9, 1e7])
+@pytest.mark.parametrize("second", [1.0, 1e6, 1e-12])
+def test_units_do_not_matter(second: float, length: float, method: str, step: str) -> None:
+    """A pendulum in other units: all numbers scale; atol, in units of length, is no error in time."""
+
+    def crossing(s: float, m: float) -> tuple[float, float]:
+        field = lambda t, y: torch.stack([y[1], -torch.sin(y[0] / m) * m / s**2])  # noqa: E731
+        y0 = torch.tensor([1.0 * m, 0.2 * m / s], dtype=F64)
+        event_t, solution = fastode.odeint_event(
+            field,
+            y0,
+            torch.tensor(0.0, dtype=F64),
+            event_fn=lambda t, y: y[0] + 0.3 * m,
+            atol=torch.tensor([1e-4 * m, 1e-4 * m / s], dtype=F64),
+            rtol=1e-5,
+            method=method,
+            options={step: 0.05 * s},
+        )
+        return float(event_t) / s, float(solution[-1, 0]) / m
+
+    (t, y), (t_ref, _) = crossing(second, length), crossing(1.0, 1.0)
+    assert abs(t / t_ref - 1) < 1e-12
+    assert abs(y + 0.3) < 1e-12
+
+
+@pytest.mark.parametrize("how", [{}, {"method": "midpoint", "options": {"step_size": 0.1, "interp": "cubic"}}])
+@pytest.mark.parametrize("t0", [0.0, 1e6, 1.7e9])
+def test_the_clock_is_float64_for_a_float32_state(t0: float, how: dict[str, Any]) -> None:
+    """A float32 stone falls for 0.4515 s whenever it is dropped."""
+    fall = lambda t, y: torch.stack([y[1], torch.full_like(y[1], -9.81)])  # noqa: E731
+    event_t, solution = fastode.odeint_event(
+        fall, torch.tensor([1.0, 0.0]), torch.tensor(t0, dtype=F64), event_fn=lambda t, y: y[0], rtol=1e-6, **how
+    )
+    assert abs(float(event_t) - t0 - (2 / 9.81) ** 0.5) < 2e-6
+    assert abs(float(solution[-1, 0])) < 1e-5
+
+
+def test_a_start_at_which_one_unit_more_is_the_same_time() -> None:
+    event_t, _ = fastode.odeint_event(
+        lambda t, y: torch.ones_like(y) * 1e-9,
+        torch.tensor([0.0]),
+        torch.tensor(2.0**26),
+        event_fn=lambda t, y: y[0] - 0.1,
+    )
+    assert float(event_t) == pytest.approx(2.0**26 + 1e8, rel=1e-6)
+
+
+@pytest.mark.parametrize("how", [{}, {"method": "rk4", "options": {"step_size": 0.1}}], ids=["dopri5", "rk4"])
+def test_events_at_the_start_and_undefined_ones(how: dict[str, Any]) -> None:
+    y0, t = torch.tensor([1.0], dtype=F64), torch.tensor([0.5, 1.0], dtype=F64)
+    event_t, solution = fastode.odeint(lambda t, y: -y, y0, t, event_fn=lambda t, y: y[0] - 1.0, **how)
+    assert float(event_t) == 0.5
+    assert torch.equal(solution[0], solution[1])
+    with pytest.raises(ValueError, match=r"NaN at the start, t = 0\.5"):
+        fastode.odeint(lambda t, y: -y, y0, t, event_fn=lambda t, y: torch.sqrt(y[0] - 2.0), **how)
+
+
+@pytest.mark.parametrize("how", [{}, {"method": "rk4", "options": {"step_size": 0.7}}], ids=["dopri5", "rk4"])
+@pytest.mark.parametrize("name", ["log", "power", "jump"])
+def test_a_function_that_is_undefined_beyond_its_root(name: str, how: dict[str, Any]) -> None:
+    event_fn, root = {
+        "log": (lambda t, y: torch.log(2.0 - y[0]) + 3.0, 1 - torch.exp(torch.tensor(-3.0, dtype=F64))),
+        "power": (lambda t, y: (2.0 - y[0]) ** 1.5 - 0.01, 1 - 0.01 ** (2 / 3)),
+        "jump": (lambda t, y: torch.where(y[0] < 1.3, 1.0, -1e30), 0.3),
+    }[name]
+    y0 = torch.tensor([1.0], dtype=F64)
+    event_t, _ = fastode.odeint_event(
+        lambda t, y: torch.ones_like(y), y0, torch.tensor(0.0, dtype=F64), event_fn=event_fn, **how
+    )
+    assert abs(float(event_t) - float(root)) < 1e-12
