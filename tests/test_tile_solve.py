@@ -215,7 +215,7 @@ def test_kept_states_make_no_difference_to_any_bit(isa, per_sample, lanes, dtype
     expected = every_step.adjoint(grad)
     for every in (2, 3, 1000):
         sparse = program.solve(y0, TIMES, rtol=1e-7, atol=1e-8, every=every)
-        assert sparse.every == every
+        assert sparse.every == min(every, int(every_step.n_accepted.max()))
         assert len(sparse.states) == int(((every_step.n_accepted + every - 1) // every).sum())
         assert_same_bits({"all": flat(expected)}, {"all": flat(sparse.adjoint(grad))})
     for b in (0, 59):  # what is kept is what there was
@@ -245,7 +245,7 @@ def test_the_budget_of_the_record_thins_the_states(threads):
         most = int(full.n_accepted.max())
         while int(((full.n_accepted + every - 1) // every).sum()) * row > budget and every < most:
             every *= 2
-        assert thinned.every == every
+        assert thinned.every == min(every, most)
         assert same_bits(thinned.table, full.table)
         assert_same_bits({"all": flat(expected)}, {"all": flat(thinned.adjoint(grad))})
     policy = Checkpoint(every=1, max_bytes=700 * row)

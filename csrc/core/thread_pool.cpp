@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -16,23 +17,32 @@
 #include <thread>
 #include <vector>
 
+#include "core/interrupt.h"
+
 namespace fastode {
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 thread_local bool inside_parallel_body = false;
 
 struct Job {
-    Job(int64_t n, int helpers, ChunkBody f, void* c) : n_chunks(n), max_helpers(helpers), body(f), context(c) {}
+    Job(int64_t n, int helpers, ChunkBody f, void* c)
+        : n_chunks(n), max_helpers(helpers), body(f), context(c), interrupt(Interrupt::current()) {}
 
     const int64_t n_chunks;
     const int max_helpers;  // workers that may join the caller
     const ChunkBody body;
     void* const context;
+    Interrupt* const interrupt;
     std::atomic<int64_t> next{0};
+    std::atomic<int> at_work{0};
     std::atomic<bool> failed{false};
     std::exception_ptr error;  // written by the thread that sets `failed`, read after all have left
 
     void work(int slot) noexcept {
+        const Interrupt::Scope scope(interrupt);
+        at_work.fetch_add(1, std::memory_order_acquire);
         const bool outer = inside_parallel_body;
         inside_parallel_body = true;
         while (!failed.load(std::memory_order_relaxed)) {
@@ -43,6 +53,21 @@ struct Job {
             } catch (...) {
                 if (!failed.exchange(true)) error = std::current_exception();
             }
+        }
+        inside_parallel_body = outer;
+        at_work.fetch_sub(1, std::memory_order_release);
+    }
+
+    // The caller's wait for those that are still at work. It asks for signals meanwhile; these then end soon.
+    void wait() noexcept {
+        const auto begin = Clock::now();
+        const bool outer = inside_parallel_body;
+        inside_parallel_body = true;  // a handler of a signal may solve, too
+        while (at_work.load(std::memory_order_acquire) > 0) {
+            const Clock::duration waited = Clock::now() - begin;
+            if (waited < std::chrono::microseconds(50)) continue;
+            std::this_thread::sleep_for(std::min<Clock::duration>(waited / 16, std::chrono::milliseconds(5)));
+            if (interrupt != nullptr) interrupt->stops();
         }
         inside_parallel_body = outer;
     }
@@ -89,6 +114,7 @@ public:
         }
         job.work(0);
         // All chunks are taken: a worker that has not woken yet need not, those at work are waited for.
+        job.wait();
         std::unique_lock<std::mutex> lock(mutex_);
         job_ = nullptr;
         done_.wait(lock, [this] { return at_work_ == 0; });
@@ -149,11 +175,13 @@ ParallelRegion find_openmp() { return reinterpret_cast<ParallelRegion>(dlsym(RTL
 
 struct Team {
     Job& job;
+    const std::thread::id caller;
     std::atomic<int> members{0};
 };
 void join_team(void* data) {
     auto& team = *static_cast<Team*>(data);
     team.job.work(team.members.fetch_add(1, std::memory_order_relaxed));
+    if (std::this_thread::get_id() == team.caller) team.job.wait();
 }
 
 std::atomic<bool> openmp_wanted{false};
@@ -212,7 +240,7 @@ void run_chunks(int64_t n_chunks, int threads, ChunkBody body, void* context) {
         static const ParallelRegion openmp = find_openmp();
         const bool shared = openmp_wanted.load(std::memory_order_relaxed) && !forked.load(std::memory_order_relaxed);
         if (lock.owns_lock() && shared && openmp != nullptr) {
-            Team team{job};
+            Team team{job, std::this_thread::get_id()};
             openmp(join_team, &team, static_cast<unsigned>(helpers + 1), 0);
         } else if (lock.owns_lock()) {
             s.resize(pool_size);
@@ -221,6 +249,8 @@ void run_chunks(int64_t n_chunks, int threads, ChunkBody body, void* context) {
             job.work(0);
         }
     }
+    // Asked by the caller while it waited: then nobody threw.
+    if (!job.error && job.interrupt != nullptr && job.interrupt->stopped()) throw Interrupted();
     if (job.error) std::rethrow_exception(job.error);
 }
 

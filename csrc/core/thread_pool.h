@@ -3,6 +3,7 @@
 //
 // Torch's workers spin for some milliseconds after each of its parallel operations. Workers of our own then get half a
 // core each; torch's are there at once. Nothing is linked: the runtime is looked up in the process.
+// A call of an Interrupt that is to stop ends early, with Interrupted.
 // One caller at a time uses the workers; a call made from inside a parallel body, or while another Python thread has
 // the workers, runs its chunks itself. After fork the child starts a pool of its own when it first needs one.
 #pragma once

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/bind_interrupt.h"
 #include "core/bind_tools.h"
 #include "core/pages.h"
 #include "cpu/tile/backward.h"
@@ -264,12 +265,11 @@ py::tuple solve(const Program<T>& p, const TileMethod& method, const StepControl
                             threads};
     std::optional<TileRecord<T>> record;
     bool failed = false;
-    {
-        const py::gil_scoped_release release;
+    interruptible([&] {
         if (every > 0) record.emplace(batch, p.dim, every, max_bytes, std::max(1, threads));
         tile_solve(p, method, control, spec, record ? &*record : nullptr);
         failed = std::any_of(status, status + batch, [](int64_t s) { return s != 0; });
-    }
+    });
     if (!record) return py::make_tuple(outcome, failed, py::none());
     return py::make_tuple(outcome, failed, write_record(*record, p.dim));
 }
@@ -301,8 +301,7 @@ void solve_adjoint(const Program<T>& p, const TileMethod& method, int64_t batch,
                               pointer<const T>(grad_ys),
                               make_gradients(p, grad_y0, grad_shared, grad_params),
                               threads};
-    const py::gil_scoped_release release;
-    tile_adjoint(p, method, spec);
+    interruptible([&] { tile_adjoint(p, method, spec); });
 }
 
 template <class T>
@@ -318,9 +317,10 @@ void bind_program(py::module_& m, const std::string& bits) {
                const Pointers& params, const std::vector<int64_t>& strides, uintptr_t out, int threads) {
                 check_counts(p, batch, 1);
                 const TileLeaves<T> leaves = make_leaves(p, shared, params, strides);
-                const py::gil_scoped_release release;
-                tile_evaluate(p, batch, pointer<const double>(t), pointer<const T>(y), leaves, pointer<T>(out),
-                              threads);
+                interruptible([&] {
+                    tile_evaluate(p, batch, pointer<const double>(t), pointer<const T>(y), leaves, pointer<T>(out),
+                                  threads);
+                });
             },
             py::arg("batch"), py::arg("t_ptr"), py::arg("y_ptr"), py::arg("shared_ptrs"), py::arg("param_ptrs"),
             py::arg("param_strides"), py::arg("out_ptr"), py::arg("threads"))
@@ -332,9 +332,10 @@ void bind_program(py::module_& m, const std::string& bits) {
                 check_counts(p, batch, 1);
                 const TileLeaves<T> leaves = make_leaves(p, shared, params, strides);
                 const TileGradients<T> gradients = make_gradients(p, grad_y, grad_shared, grad_params);
-                const py::gil_scoped_release release;
-                tile_vjp(p, batch, pointer<const double>(t), pointer<const T>(y), pointer<const T>(g), leaves,
-                         gradients, threads);
+                interruptible([&] {
+                    tile_vjp(p, batch, pointer<const double>(t), pointer<const T>(y), pointer<const T>(g), leaves,
+                             gradients, threads);
+                });
             },
             py::arg("batch"), py::arg("t_ptr"), py::arg("y_ptr"), py::arg("g_ptr"), py::arg("shared_ptrs"),
             py::arg("param_ptrs"), py::arg("param_strides"), py::arg("grad_y_ptr"), py::arg("grad_shared_ptrs"),

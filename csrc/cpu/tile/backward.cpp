@@ -5,11 +5,19 @@
 #include <numeric>
 
 #include "core/interpolant.h"
+#include "core/interrupt.h"
 #include "cpu/tile/forward.h"
 #include "cpu/tile/stage_frames.h"
 
 namespace fastode {
 namespace {
+
+// Of a sample's stage.
+double adjoint_ns(const TileProgram& program) {
+    const int64_t lanes = program.backward_lanes;
+    return estimated_ns(program.forward_keep, lanes) + estimated_ns(program.reverse, lanes) +
+           estimated_ns(program.accumulate, lanes) + 4.0 * static_cast<double>(program.dim);
+}
 
 // The samples of a group, tile by tile, longest first: all lanes are at the same step number, and the lanes that took
 // a step of this number are the first few. A lane whose sample did not take it stands still with h = 0 and no gradient.
@@ -25,7 +33,8 @@ public:
           frames_(program, method.s, kMostSlots, 2 + adjoint.every + method.degree, shared, gshared, memory),
           dim_(program.dim),
           lanes_(program.backward_lanes),
-          timed_(reads_time(program.forward_keep) || reads_time(program.reverse) || reads_time(program.accumulate)) {
+          timed_(reads_time(program.forward_keep) || reads_time(program.reverse) || reads_time(program.accumulate)),
+          looks_(adjoint_ns(program) * static_cast<double>(method.s * frames_.width())) {
         const int64_t padded = (frames_.width() + 15) / 16 * 16;
         p_ = frames_.take(dim_);
         states_ = memory.take<T*>(adjoint.every);
@@ -138,6 +147,7 @@ private:
 
     // The state after step j from the one before it, number `from` of the block, as the forward pass computed it.
     void replay(int64_t j, int64_t from) {
+        looks_.tick();
         const int64_t active = set_active(j + 1);
         set_times(j, active);
         T *y = states_[from], *next = states_[from + 1];
@@ -169,6 +179,7 @@ private:
 
     // The adjoint of step j from state y: p before and after in place, gradients added up.
     void step(int64_t j, T* y) {
+        looks_.tick();
         const int64_t active = set_active(j);
         const bool inside = take_outputs(j, active);
         set_times(j, active);
@@ -253,6 +264,7 @@ private:
     StageFrames<T> frames_;
     const int64_t dim_, lanes_;
     const bool timed_;
+    Looks looks_;
     TileTerms<T> terms_;
     T *p_, *step_of_, *replay_tmp_;
     T** states_;  // at the starts of the steps of a block
@@ -271,15 +283,14 @@ template <class T>
 void tile_adjoint(const TileProgram& program, const TileMethod& method, const TileAdjoint<T>& adjoint) {
     Workspace& memory = Workspace::of_this_thread();
     const Workspace::Scope scope(memory);
-    const int64_t batch = adjoint.batch, lanes = program.backward_lanes, dim = program.dim;
+    const int64_t batch = adjoint.batch, dim = program.dim;
     T* shared = memory.take<T>(program.n_shared);
     pack_shared(program, adjoint.leaves, shared);
     const auto moves = [&adjoint](int64_t b) {
         return (adjoint.solved == nullptr || adjoint.solved[b] != 0) && adjoint.offsets[b + 1] > adjoint.offsets[b];
     };
-    const double ns = estimated_ns(program.forward_keep, lanes) + estimated_ns(program.reverse, lanes) +
-                      estimated_ns(program.accumulate, lanes) + 4.0 * static_cast<double>(dim);
-    const double total = batch == 0 ? 0.0 : ns * static_cast<double>(adjoint.offsets[batch] * (method.s - 1));
+    const double total =
+        batch == 0 ? 0.0 : adjoint_ns(program) * static_cast<double>(adjoint.offsets[batch] * (method.s - 1));
     const int64_t n_groups = gradient_groups(program, batch);
     const int64_t size = n_groups == 0 ? 0 : (batch + n_groups - 1) / n_groups;
     over_groups<T>(program, n_groups, threads_for(total, adjoint.threads), adjoint.gradients.shared,

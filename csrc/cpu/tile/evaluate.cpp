@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/interrupt.h"
 #include "core/thread_pool.h"
 #include "cpu/tile/backward.h"
 #include "cpu/tile/forward.h"
@@ -35,8 +36,10 @@ void tile_evaluate(const TileProgram& program, int64_t batch, const double* t, c
             f.base[base_shared] = shared;
             f.maps = program.maps.data();
             f.lanes = lanes;
+            Looks looks(ns * static_cast<double>(lanes));
             const int64_t end = std::min(batch, (chunk + 1) * per_chunk * lanes);
             for (int64_t first = chunk * per_chunk * lanes; first < end; first += lanes) {
+                looks.tick();
                 const int64_t n = std::min(lanes, end - first);
                 f.active = whole_lanes(n, lanes);
                 int64_t samples[kMostLanes];
@@ -69,8 +72,10 @@ void tile_vjp(const TileProgram& program, int64_t batch, const double* t, const 
         [&](int64_t group, T* gshared, Workspace& own) {
             StageFrames<T> frames(program, 1, 1, 0, shared, gshared, own);
             TileFrame<T>& f = frames[0];
+            Looks looks(ns * static_cast<double>(lanes));
             const int64_t end = std::min(batch, (group + 1) * size);
             for (int64_t first = group * size; first < end; first += lanes) {
+                looks.tick();
                 const int64_t n = std::min(lanes, end - first), active = whole_lanes(n, lanes);
                 frames.set_active(active);
                 frames.clear_gradients();

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "core/interpolant.h"
+#include "core/interrupt.h"
 #include "cpu/tile/forward.h"
 #include "cpu/tile/workspace.h"
 
@@ -34,7 +35,8 @@ protected:
           component_step_(component_step),
           padded_((n_lanes + 15) / 16 * 16),
           adaptive_(solve.step_size == nullptr),
-          timed_(reads_time(program.forward)) {
+          timed_(reads_time(program.forward)),
+          looks_(estimated_ns(program.forward, program.lanes) * static_cast<double>(method.s * n_lanes)) {
         step_of_ = memory.take<T>(padded_);
         taken_of_ = memory.take<T>(padded_);
         time_of_ = memory.take<T>(padded_);
@@ -92,6 +94,7 @@ protected:
 
     // k1 and the size of the first step of n lanes; d1 is NaN where the start is not finite.
     void choose_first_steps(const int32_t* lanes, int64_t n) {
+        looks_.tick();
         for (int64_t i = 0; i < n; ++i) time_of_[lanes[i]] = static_cast<T>(l_.t[lanes[i]]);
         driver().evaluate(y_, k_[0]);
         const bool chosen = adaptive_ && solve_.first_step == 0.0;
@@ -183,6 +186,7 @@ protected:
 
     // One attempt of every lane; lanes beyond `active` are not looked at.
     void step(int64_t active) {
+        looks_.tick();
         const int s = method_.s;
         stepping_.begin(bounds_, l_, step_of_, active);
         for (int i = 1; i < s; ++i) {
@@ -291,6 +295,7 @@ protected:
     const TileStepping<T>& stepping_;
     const int64_t dim_, lane_step_, component_step_, padded_;
     const bool adaptive_, timed_;
+    Looks looks_;
     TileControl bounds_;
     TileTerms<T> terms_;
     TileLanes l_;
