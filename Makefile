@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch
 ARGS ?=
+MINUTES ?= 10
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -17,13 +18,14 @@ SOURCES := pyproject.toml setup.py $(wildcard build_support/*.py) $(shell find c
 CXX_FILES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test bench gpu lint format info clean FORCE
+.PHONY: help train test fuzz bench gpu lint format info clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make train    train an AutoencODE on real images       ARGS=\"--help\" lists the options"
 	@echo "make test     run the tests                            ARGS are given to pytest"
+	@echo "make fuzz     random fields and calls, checked          MINUTES=30; ARGS=\"--seed 7 --kinds fields\""
 	@echo "make bench    run the benchmarks                       ARGS are given to pytest"
 	@echo "make gpu      check and measure on an NVIDIA GPU       under ten minutes; ARGS=\"--quick\" takes two"
 	@echo "make info     what is installed, what can run here"
@@ -44,6 +46,9 @@ train: $(TRAIN)
 
 test: $(TEST)
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+fuzz: $(TEST)
+	$(BIN)/python -W ignore -m tests.fuzz --minutes $(MINUTES) --seed $$(date +%s) $(ARGS)
 
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m pytest bench $(ARGS)

@@ -190,7 +190,7 @@ def _run(library: Any, call: Call, options: dict[str, Any] | None, tight: bool =
     )
     y0: Any = start[0] if call.parts == 1 else tuple(start)
     method: Any = "dopri8" if tight else call.method
-    rtol: Any = 1e-11 if tight else call.rtol
+    rtol: Any = max(1e-11, 1e-3 * call.rtol) if tight else call.rtol
     if call.fault == "method":
         method = "no_such_method"
     if call.fault == "times":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import functools
 import random
 import warnings
@@ -29,12 +30,77 @@ _PARTS = (operations(), features_of_places(), [*SIDE_EFFECTS, *CACHES, *HOOKS, *
 CATALOGUE: dict[str, Feature] = {f.name: f for part in _PARTS for f in part}
 _GROUPS = [[f.name for f in part] for part in _PARTS]
 
-OPEN: frozenset[str] = frozenset()
+OPEN = frozenset(
+    name
+    for name in CATALOGUE
+    if name.startswith(("counter in", "decay in"))
+    or name
+    in {
+        "appended times",
+        "appended to a list subclass",
+        "backward pre hook",
+        "cached weights",
+        "cached weights in a dict",
+        "class counter",
+        "clipping hook",
+        "counter by setattr",
+        "counter of collections",
+        "counter through numpy",
+        "counting decorator",
+        "counting forward hook",
+        "cycle",
+        "evaluation counter",
+        "flag in attribute of a parameter",
+        "flag in attribute of a tensor",
+        "flag in bound get",
+        "flag in context variable",
+        "flag in ctypes",
+        "flag in environment",
+        "flag in list in a named tuple",
+        "flag in list subclass",
+        "flag in mapping proxy",
+        "flag in numpy of a tensor",
+        "flag in optimizer",
+        "flag in tolist of a tensor",
+        "flag in weak reference",
+        "full backward hook",
+        "generator",
+        "global counter",
+        "gradient mode asked",
+        "itertools counter",
+        "later backward hook",
+        "logging",
+        "number in attribute of a parameter",
+        "number in attribute of a tensor",
+        "number in bound get",
+        "number in context variable",
+        "number in ctypes",
+        "number in environment",
+        "number in list in a named tuple",
+        "number in list subclass",
+        "number in mapping proxy",
+        "number in numpy of a tensor",
+        "number in optimizer",
+        "number in tolist of a tensor",
+        "number in weak reference",
+        "permutation as a list",
+        "previous value used",
+        "print",
+        "random numbers of numpy",
+        "random numbers of python",
+        "requires grad asked",
+        "reused buffer",
+        "scheduler",
+        "set that grows",
+        "tensor hook",
+        "text stream",
+    }
+)
 """Features with open faults; ``docs/reliability.md`` lists them."""
 
-_END = 0.8
-_CLASSIC = ([[], [1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
-_THREE_EIGHTHS = ([[], [1 / 3], [-1 / 3, 1], [1, -1, 1]], [1 / 8, 3 / 8, 3 / 8, 1 / 8])
+END = 0.8
+CLASSIC = ([[], [1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
+THREE_EIGHTHS = ([[], [1 / 3], [-1 / 3, 1], [1, -1, 1]], [1 / 8, 3 / 8, 3 / 8, 1 / 8])
 
 
 @dataclass(frozen=True)
@@ -212,13 +278,39 @@ def _compare(spec: Spec, text: Source) -> str | None:
                     raise Failure(
                         "exception", f"{name}, solve {number}: {type(error).__name__}: {str(error)[:600]}"
                     ) from error
-                _same(spec, f"{name}, solve {number}", got, expected)
+                if name == "reference":  # looks at single rows first, and so calls more often
+                    if not all(CATALOGUE[f].pure for f in spec.features):
+                        continue
+                    got.effects = []
+                try:
+                    _same(spec, f"{name}, solve {number}", got, expected)
+                except Failure as failure:
+                    if failure.kind in ("values", "gradients") and _is_rounding(spec, text, number, got, expected):
+                        return "rounding is amplified"
+                    raise
         for warning in heard:
             if warning.category.__name__ != "PerformanceWarning" and "fuzz" not in str(warning.filename):
                 said = str(warning.message)
                 if not _heard_anyway(said):
                     raise Failure("warning", f"{name}: {warning.category.__name__}: {said[:400]}")
     return None
+
+
+def _is_rounding(spec: Spec, text: Source, number: int, got: Phase, right: Phase) -> bool:
+    """Whether states that differ by some roundings give results that differ as much as these."""
+    if not all(CATALOGUE[name].pure for name in spec.features):
+        return False
+    eps = 64 * torch.finfo(getattr(torch, spec.dtype)).eps
+    for sign in (1, -1):
+        moved = list(_phases(spec, text.make(), functools.partial(_loop, spec), factor=1 + sign * eps))[number]
+        pairs = zip(got.tensors(), right.tensors(), moved.tensors(), strict=False)
+        if all(_at_most(x, r, 4 * float((m - r).abs().max())) for x, r, m in pairs if r.numel()):
+            return True
+    return False
+
+
+def _at_most(x: Tensor, right: Tensor, bound: float) -> bool:
+    return x.shape == right.shape and float((x - right).abs().max()) <= bound
 
 
 def _heard_anyway(said: str) -> bool:
@@ -233,7 +325,7 @@ class Phase:
     Attributes:
         ys: the end, (B, D).
         grads: by y0, controls and parameters.
-        effects: what the field's calls left behind; of the loop, also what one call more at the end leaves.
+        effects: what the field's calls left behind, of the first solve; of the loop, also after one call at the end.
     """
 
     ys: Tensor
@@ -247,9 +339,9 @@ class Phase:
 _Run = Callable[[Made, Any, Any], Any]
 
 
-def _phases(spec: Spec, made: Made, run: _Run, run_once: _Run | None = None) -> Iterator[Phase]:
+def _phases(spec: Spec, made: Made, run: _Run, run_once: _Run | None = None, factor: float = 1.0) -> Iterator[Phase]:
     rng = torch.Generator().manual_seed(spec.seed)
-    base = spec.magnitude * torch.randn(spec.batch, spec.size, generator=rng, dtype=torch.float64)
+    base = factor * spec.magnitude * torch.randn(spec.batch, spec.size, generator=rng, dtype=torch.float64)
     control = torch.randn(spec.batch, spec.size, generator=rng, dtype=torch.float64)
     weights = torch.randn(spec.batch, spec.size, generator=rng, dtype=torch.float64)
     base, control, weights = (x.to(torch.get_default_dtype()) for x in (base, control, weights))
@@ -266,10 +358,10 @@ def _phases(spec: Spec, made: Made, run: _Run, run_once: _Run | None = None) -> 
                 grads = list(torch.autograd.grad((end * weights).sum(), wanted, allow_unused=True))
         with torch.no_grad():
             ys = run(made, base.clone(), control.clone() if with_controls else None)
-            effects = [made.effects()] if spec.mode == "values" else []
+            effects = [copy.deepcopy(made.effects())] if spec.mode == "values" and not number else []
             if effects and effects[0] and run_once is not None:
                 run_once(made, ys.clone(), control.clone() if with_controls else None)
-                effects.append(made.effects())
+                effects.append(copy.deepcopy(made.effects()))
         yield Phase(ys.detach().clone(), grads, effects)
 
 
@@ -290,10 +382,10 @@ def _engine(spec: Spec, options: dict[str, Any], made: Made, y0: Tensor, c: Tens
         sol = fastode.solve(
             made.field,
             _state(spec, y0),
-            [0.0, _END],
+            [0.0, END],
             controls=c,
             method="rk4_classic",
-            step_size=_END / spec.steps,
+            step_size=END / spec.steps,
             **options,
         )
         return _joined(
@@ -304,14 +396,14 @@ def _engine(spec: Spec, options: dict[str, Any], made: Made, y0: Tensor, c: Tens
     if spec.api == "odeint_adjoint":
         params = [p for p in made.params() if p.requires_grad]
         more = {"adjoint_params": tuple(params)}
-    t = torch.tensor([0.0, _END])
-    ys = run(made.field, _state(spec, y0), t, method="rk4", options={"step_size": _END / spec.steps}, **more)
+    t = torch.tensor([0.0, END])
+    ys = run(made.field, _state(spec, y0), t, method="rk4", options={"step_size": END / spec.steps}, **more)
     return _joined(spec, tuple(y[-1] for y in ys) if spec.state == "tuple" else ys[-1])
 
 
 def _loop(spec: Spec, made: Made, y: Tensor, c: Tensor | None) -> Tensor:
-    a, b = _CLASSIC if spec.api == "solve" else _THREE_EIGHTHS
-    h, extra = _END / spec.steps, () if c is None else (c,)
+    a, b = CLASSIC if spec.api == "solve" else THREE_EIGHTHS
+    h, extra = END / spec.steps, () if c is None else (c,)
     for n in range(spec.steps):
         ks: list[Tensor] = []
         for row in a:
@@ -327,17 +419,8 @@ def _loop(spec: Spec, made: Made, y: Tensor, c: Tensor | None) -> Tensor:
 
 
 def _at_end(spec: Spec, made: Made, y: Tensor, c: Tensor | None) -> Tensor:
-    t = torch.full((spec.batch, 1), _END) if spec.api == "solve" else torch.tensor(_END)
+    t = torch.full((spec.batch, 1), END) if spec.api == "solve" else torch.tensor(END)
     return _joined(spec, made.field(t, _state(spec, y), *(() if c is None else (c,))))
-
-
-def script(spec: Spec) -> str:
-    """A program that shows a failure: ``python -c`` of it, from the root of the project."""
-    return (
-        f"# {spec!r}\n# the field, in tests/fuzz/fields.py's terms:\n"
-        + "\n".join(f"# | {line}" for line in text_of(spec).split("torch.manual_seed(0)", 1)[1].strip().splitlines())
-        + f"\nfrom tests.fuzz.fields import Spec, check\n\ncheck({spec!r})\n"
-    )
 
 
 def _same(spec: Spec, where: str, got: Phase, right: Phase) -> None:

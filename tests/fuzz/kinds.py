@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fuzz import calls, fields, solves
+from tests.fuzz import calls, fields, script, solves
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Kind:
 
 
 KINDS = {
-    "fields": Kind(fields.random_spec, fields.check, fields.script, fields.alone, weight=3.0),
+    "fields": Kind(fields.random_spec, fields.check, script.script, fields.alone, weight=3.0),
     "calls": Kind(calls.random_spec, calls.check, calls.script, always=1),
     "solves": Kind(solves.random_spec, solves.check, solves.script, always=1),
 }

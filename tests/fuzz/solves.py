@@ -61,19 +61,22 @@ class Solve:
 def random_spec(rng: random.Random, without: frozenset[str] = frozenset()) -> Solve:
     """A solve."""
     method = rng.choice(rng.choices([EXPLICIT, FIXED, IMPLICIT], [5, 2, 1])[0])
+    dtype = rng.choice(["float64", "float64", "float32"])
+    # methods of low order take too many steps, and float32 has no more digits
+    loose = method in ("fehlberg2", "adaptive_heun", "bosh3", "kvaerno3") or dtype == "float32"
     return Solve(
         rng.choice(FIELDS),
         method,
         rng.choice(TIMES),
         rng.choice([1, 2, 3, 5, 15, 16, 17, 40]),
-        rng.choice([1e-3, 1e-5, 1e-5, 1e-7]),
+        rng.choice([1e-3, 1e-4] if loose else [1e-3, 1e-5, 1e-5, 1e-7]),
         rng.choice(["number", "number", "per component", "tiny atol"]),
         rng.choice(["I", "PI", "PID"]),
         rng.choice(GRADIENTS),
         rng.random() < 0.25,
         rng.choice(["none", "none", "none", "terminal", "record", "reset"]),
         rng.choice(["none", "none", "number", "per sample"]) if method in (*FIXED, *EXPLICIT) else "none",
-        rng.choice(["float64", "float64", "float32"]),
+        dtype,
         rng.choice([100_000, 100_000, 100_000, 20]),
         rng.randrange(1000),
     )
@@ -177,7 +180,7 @@ def _backends(spec: Solve) -> tuple[str, ...]:
         return ("auto",)
     if spec.gradient == "backprop":
         return ("reference",)
-    return ("auto", "cpu", "stepped", "reference")
+    return ("auto", "cpu", "stepped", *(["reference"] if spec.seed % 3 == 0 else []))  # the reference is slow
 
 
 def check(spec: Solve) -> str | None:
@@ -267,8 +270,8 @@ def _against_truth(spec: Solve, backend: str, sol: Any) -> None:
     if spec.event != "none" or spec.method in FIXED or spec.step_size != "none":
         return
     plain = replace(spec, tolerance="number", controller="I", gradient="none", dense=False, max_steps=100_000)
-    tight = replace(plain, method="dopri8", rtol=1e-10)
-    true, _ = _call(tight, "reference", torch.float64)
+    tight = replace(plain, method="dopri8", rtol=max(1e-11, 1e-3 * spec.rtol))
+    true, _ = _call(tight, "stepped", torch.float64)
     ok = (sol.status == 0) & (true.status == 0)
     tensor = torch.nan_to_num(sol.ys[:, ok].detach().double())
     bound = 1000 * spec.rtol + (1e-9 if spec.dtype == "float64" else 1e-4)
