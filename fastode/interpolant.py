@@ -16,4 +16,8 @@ from torch import Tensor
 def basis(theta: Tensor, degree: int) -> Tensor:
     """phi_1..phi_degree at theta (...), stacked in front: (degree, ...)."""
     rest = 1.0 - theta
-    return torch.stack([comb(degree, m) * theta**m * rest ** (degree - m) for m in range(1, degree + 1)])
+    powers, rests = [torch.ones_like(theta)], [torch.ones_like(theta)]
+    for _ in range(degree):  # products: the bits of a power depend on the place in memory
+        powers.append(powers[-1] * theta)
+        rests.append(rests[-1] * rest)
+    return torch.stack([comb(degree, m) * powers[m] * rests[degree - m] for m in range(1, degree + 1)])

@@ -115,7 +115,10 @@ class DenseOutput:
             theta = (t - self.start.gather(0, step)) / torch.where(size != 0, size, 1.0)
             coefs = self.coefs[self.rows.gather(0, step)]
             weights = basis(theta, coefs.shape[2] - 1).to(coefs.dtype)
-            value = coefs[:, :, 0] + torch.einsum("kmb,mbkd->mbd", weights, coefs[:, :, 1:])
+            change = torch.zeros_like(coefs[:, :, 0])
+            for k, weight in enumerate(weights, 1):  # in this order for any number of samples
+                change = change + weight[..., None] * coefs[:, :, k]
+            value = coefs[:, :, 0] + change
             value = torch.where((self.n_accepted > 0)[:, None], value, self.y0)
         low = torch.minimum(self.first, self.reached)
         high = torch.maximum(self.first, self.reached)

@@ -74,7 +74,8 @@ def solve(
             and under ``torch.func`` transforms, in memory proportional to all stages; ``"adjoint"``, the continuous
             adjoint solved backward in time, in constant memory and to the accuracy of the tolerance.
             Gradients reach y0, controls, t, and every tensor the field owns or closes over; step sizes are constants.
-        backend: ``"auto"`` or the name of a backend.
+        backend: ``"auto"`` or the name of a backend. A sample gets the same bits in every batch on those that execute
+            programs; ``"stepped"`` calls the field, and torch's products depend on the size of the batch.
         max_steps: limit on the attempted steps of each sample.
         dense: keep the polynomial of every step for ``Solution.interpolate``.
         on_failure: ``"raise"`` raises ``SolveError`` if a sample fails; ``"nan"`` returns NaN for that sample after the

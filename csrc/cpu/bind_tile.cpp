@@ -176,7 +176,7 @@ std::unique_ptr<Program<T>> make_program(int64_t dim, int64_t lanes, int64_t bac
 // A record in one piece of memory, by words of 8 bytes: this header, offsets (batch + 1), state_offsets (batch + 1),
 // table (n_steps, 3), states (n_states, dim), filled up with zeros to a whole word. fastode/backends/cpu/record.py.
 struct RecordHeader {
-    int64_t n_steps, n_states, every;
+    int64_t n_steps, n_states, every, replays;  // replays: whether a solve that is longer would lack states
 };
 constexpr int64_t kHeaderWords = sizeof(RecordHeader) / sizeof(int64_t);
 constexpr int64_t kStepColumns = 3;
@@ -214,7 +214,7 @@ Words make_words(int64_t n) {
 
 template <class T>
 Words write_record(const TileRecord<T>& record, int64_t dim) {
-    const RecordHeader header{record.steps(), record.states(), record.every()};
+    const RecordHeader header{record.steps(), record.states(), record.every(), record.replays()};
     const int64_t n_words = record_words<T>(header, record.batch(), dim);
     Words words = make_words(n_words);
     int64_t* const at = words.mutable_data();
@@ -280,7 +280,7 @@ void solve_adjoint(const Program<T>& p, const TileMethod& method, int64_t batch,
                    const std::vector<int64_t>& strides, const Words& record, uintptr_t solved, uintptr_t grad_ys,
                    uintptr_t grad_y0, const Pointers& grad_shared, const Pointers& grad_params, int threads) {
     check_counts(p, batch, n_times);
-    RecordHeader header{0, 0, 0};
+    RecordHeader header{0, 0, 0, 0};
     if (record.size() >= kHeaderWords) std::memcpy(&header, record.data(), sizeof header);
     if (header.every < 1 || record_words<T>(header, batch, p.dim) != record.size()) {
         throw std::invalid_argument("this is no record of a solve of this program for so many samples");

@@ -88,7 +88,7 @@ void TileArena<T>::thin(int64_t every) {
 
 template <class T>
 TileRecord<T>::TileRecord(int64_t batch, int64_t width, int64_t every, int64_t max_bytes, int threads)
-    : batch_(batch), width_(width), max_bytes_(max_bytes), every_(every) {
+    : batch_(batch), width_(width), max_bytes_(max_bytes), replays_(every > 1 || max_bytes > 0), every_(every) {
     for (int i = 0; i < threads; ++i) arenas_.emplace_back(new TileArena<T>(*this));
 }
 

@@ -80,6 +80,7 @@ public:
     int64_t steps() const { return n_steps_; }
     int64_t states() const { return n_states_; }
     int64_t every() const { return every_.load(std::memory_order_relaxed); }
+    bool replays() const { return replays_; }
     int64_t batch() const { return batch_; }
 
     // offsets (batch + 1), table (steps, 3): t, t_next, h; state_offsets (batch + 1), states (states, width).
@@ -91,6 +92,7 @@ private:
     int64_t report(int64_t every, int64_t rows, int64_t before);
 
     int64_t batch_, width_, max_bytes_;
+    const bool replays_;
     std::atomic<int64_t> every_;
     std::mutex mutex_;
     int64_t rows_ = 0;  // rows of the arenas that have the present spacing

@@ -192,7 +192,7 @@ class CpuBackend:
             for leaf, flag in zip((*shared, *sample), wanted, strict=True)
         ]
         at = [0 if grad is None else grad.data_ptr() for grad in grads]
-        tiles_of(capture, dtype).program(batch, wanted, record.every > 1).solve_adjoint(
+        tiles_of(capture, dtype).program(batch, wanted, record.replays).solve_adjoint(
             _method(plan.tableau, plan.step_size is None),
             batch,
             n_times,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastode.backends.program_record import ProgramRecord
 
-_HEADER = 3  # words: numbers of steps and of states, spacing of the states
+_HEADER = 4  # words: numbers of steps and of states, spacing of the states, whether a wider one might have been chosen
 _COLUMNS = 3  # of the table of steps
 
 
@@ -19,7 +19,7 @@ class PackedRecord(ProgramRecord):
     """A record as kernels write it, in one piece; its parts become tensors when they are asked for.
 
     Args:
-        words: (W,) int64: numbers of steps and of states and ``every``; offsets; state_offsets; table; states. See
+        words: (W,) int64: numbers of steps and of states, ``every``, ``replays``; offsets; state_offsets; table; states. See
             ``csrc/cpu/bind_tile.cpp``.
         batch: B.
         width: components of a state, D.
@@ -55,3 +55,8 @@ class PackedRecord(ProgramRecord):
     @cached_property
     def every(self) -> int:  # type: ignore[override]
         return int(self.words[2])
+
+    @cached_property
+    def replays(self) -> bool:
+        """Whether states may be missing, by what was asked for: not whether any is, which depends on other samples."""
+        return bool(self.words[3])

@@ -19,8 +19,9 @@ _ROWS_ABOVE = 400
 are faster than lanes of 16 samples."""
 _ROWS_ABOVE_BACKWARD = 2000
 """The same for a backward pass: there transposed products and outer products need no sums within a vector in lanes.
-Measured at 32 x 32 (adjoint in rows 1.5 ms, in lanes 1.1 ms) and 64 x 64 (about equal)."""
-_FEW = 16
+Measured at 32 x 32 (adjoint in rows 1.5 ms, in lanes 1.1 ms) and 64 x 64 (about equal). For fewer than eight samples
+rows would be faster, by up to a half; but sums have another order there, and a sample must get the same bits in every
+batch."""
 _MOST_LANES = 256
 _TILE_BYTES = 32 * 1024
 """Of a tile, so that it stays in the first-level cache."""
@@ -56,12 +57,12 @@ class Tiles:
         Args:
             batch: number of samples.
             wanted: for a backward pass, the leaves whose gradients are wanted (shared, then per sample); None: none.
-            replays: the backward pass computes states again, which must be those of the solve to the last bit.
+            replays: the backward pass may compute states again, which must be those of the solve to the last bit.
         """
         rows = self.rows
-        if rows and wanted is not None and not replays and batch >= _FEW:
+        if rows and wanted is not None and not replays:
             rows = self.rows_backward
-        # By the size of the batch alone: results must not depend on the number of threads.
+        # Layouts by the program alone, as sums have an order. How many lanes there are makes no difference to a sample.
         bound = 1 if rows else max(16, 1 << max(0, (batch // 4 - 1).bit_length()))
         key = (min(bound, _MOST_LANES), wanted)
         found = self._programs.get(key)
