@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,27 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 def work_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which states are held and combined: half precisions are widened to float32."""
     return torch.float32 if dtype in HALF_DTYPES else dtype
+
+
+_OURS = 3
+"""References to a value that nobody else holds: the caller's variable, ``own_memory``'s, and that of the count."""
+
+
+def own_memory(value: Tensor) -> Tensor:
+    """A field's value, copied where the field might write into its memory again, or the user may.
+
+    Solvers keep values from call to call; a field may write each of its values into one buffer (``out=buffer``). A
+    value is left as it is if nobody else holds it, nothing was written into it in place, and its memory is torch's.
+    """
+    if sys.getrefcount(value) > _OURS or value.is_inference() or value._version > 0:
+        return value.clone()
+    base = value._base
+    if base is not None and sys.getrefcount(base) >= _OURS:  # a view of what somebody holds
+        return value.clone()
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(value)
+    if wrapped or value.layout is not torch.strided or value.untyped_storage().resizable():
+        return value
+    return value.clone()  # of numpy, which does not tell what it writes
 
 
 @dataclass(eq=False)
@@ -46,7 +68,7 @@ class FlatField:
             controls: leaves of the controls, each (n, ...).
 
         Returns:
-            (n, D) in the work dtype; possibly a view of whatever the field returned.
+            (n, D) in the work dtype, in memory that the field does not write into again.
 
         Raises:
             TypeError, ValueError: the field's value has not the structure, shape, dtype or device of the state.
@@ -72,6 +94,8 @@ class FlatField:
             value = self.field(*arguments)
         if version is not None and y._version != version:
             raise RuntimeError("the field changed the state it was given in place (ReLU(inplace=True)?); it must not")
+        if state.is_tensor and isinstance(value, Tensor):
+            value = own_memory(value)
         flat = state.flatten(value, "the field's value", n).resolve_neg()  # kernels read the memory behind it
         if not enabled:
             for leaf in [value] if state.is_tensor else pytree.tree_leaves(value):

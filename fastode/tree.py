@@ -133,7 +133,7 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
         TypeError: no tensors, or tensors that are not floating, or of several dtypes.
         ValueError: a leaf without batch dimension, differing batch sizes or devices.
     """
-    if isinstance(y0, Tensor) and y0.ndim == 2 and y0.dtype in STATE_DTYPES:  # the common case
+    if isinstance(y0, Tensor) and y0.ndim == 2 and y0.dtype in STATE_DTYPES and y0.layout is torch.strided:  # common
         return y0.resolve_neg(), _rows(y0.shape[1], y0.dtype, y0.device)
     parts, treespec = tree_flatten(y0)
     if not parts:
@@ -143,6 +143,8 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
             raise TypeError(f"y0 must be a tensor or a tree of tensors, got a leaf of type {type(part).__name__}")
         if part.dtype not in STATE_DTYPES:
             raise TypeError(f"y0 must have a floating dtype of 16, 32 or 64 bits, got {part.dtype}")
+        if part.layout is not torch.strided:
+            raise TypeError(f"y0 must be dense, got a tensor of layout {part.layout}; y0.to_dense() is")
         if part.ndim == 0:
             raise ValueError("y0 must have a leading batch dimension, got a tensor of shape ()")
     first = parts[0]

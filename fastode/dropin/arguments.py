@@ -208,6 +208,8 @@ def check(
     for part in (y0,) if shapes is None else y0:
         if not (part.is_floating_point() or part.is_complex()):
             raise TypeError(f"`y0` must be a floating point or complex Tensor but is a {part.type()}")
+        if part.layout is not torch.strided:
+            raise TypeError(f"`y0` must be a dense Tensor but its layout is {part.layout}; y0.to_dense() is")
     method = "dopri5" if method is None else method
     if method not in SOLVERS:
         names = '", "'.join(SOLVERS)

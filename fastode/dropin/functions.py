@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastode.field import own_memory
+
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 """Attributes of the user's function that solvers call with (t0, y0, dt)."""
 ADJOINT_CALLBACKS = tuple(f"{name}_adjoint" for name in CALLBACKS)
@@ -40,6 +42,49 @@ def unflatten(flat: Tensor, lead: Sequence[int], shapes: Sequence[torch.Size]) -
     """Parts (*lead, *shape) of a state (*lead, N)."""
     parts = flat.split([shape.numel() for shape in shapes], dim=-1)
     return tuple(part.reshape((*lead, *shape)) for part, shape in zip(parts, shapes, strict=True))
+
+
+def like_state(value: Any, state: Any) -> Any:
+    """A function's value as slope of a state, in its shapes and dtypes, as far as torchdiffeq takes it.
+
+    Args:
+        value: for a tensor, one that broadcasts to it, leading dimensions of one entry aside; for a tuple, a sequence
+            of such, of which each may also be shaped otherwise with the same number of entries.
+        state: a tensor or a tuple of tensors.
+
+    Raises:
+        TypeError: other things than dense tensors, another number of them, or complex slopes of a real state.
+        ValueError: shapes that do not fit.
+    """
+    if isinstance(state, Tensor):
+        return _like_part(value, state, "the function's value", False)
+    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+        raise TypeError(f"the function must return a tuple like the state's, got {type(value).__name__}")
+    if len(value) != len(state):
+        raise TypeError(f"the function must return {len(state)} tensors, like the state, got {len(value)}")
+    pairs = enumerate(zip(value, state, strict=True))
+    return tuple(_like_part(v, s, f"part {i} of the function's value", True) for i, (v, s) in pairs)
+
+
+def _like_part(value: Any, state: Tensor, what: str, reshaped: bool) -> Tensor:
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{what} must be a dense tensor like the state, got {kind}")
+    if value.shape != state.shape:
+        shape = state.shape
+        if reshaped and value.numel() == shape.numel():
+            value = value.reshape(shape)
+        else:
+            lead, rest = value.shape[: max(value.ndim - len(shape), 0)], value.shape[max(value.ndim - len(shape), 0) :]
+            fits = all(a in (1, b) for a, b in zip(reversed(rest), reversed(shape), strict=False))
+            if lead.numel() != 1 or not fits:
+                raise ValueError(f"{what} must have shape {tuple(shape)} like the state, got {tuple(value.shape)}")
+            value = value.reshape(rest).expand(shape)
+    if value.dtype == state.dtype:
+        return value
+    if value.is_complex() and not state.is_complex():
+        raise TypeError(f"{what} is {value.dtype}, but the state is {state.dtype}; give a complex y0")
+    return value.to(state.dtype)
 
 
 class _Stitch(torch.autograd.Function):
@@ -86,7 +131,7 @@ class SolverFunction:
                 setattr(self, name, getattr(func, name))
 
     def __call__(self, t: Tensor, y: Tensor, *, perturb: Perturb = Perturb.NONE) -> Tensor:
-        """The slope at a time of the solver, shaped like y.
+        """The slope at a time of the solver, shaped like y, in memory that the user's function does not write to again.
 
         Args:
             t: 0-d, of any floating dtype; the user's function gets it in the real dtype of y.
@@ -100,6 +145,9 @@ class SolverFunction:
             t = -t
         given = y if self.shapes is None else unflatten(y, (), self.shapes)
         value = self.base_func(t, given)
+        if self.shapes is None and isinstance(value, Tensor):
+            value = own_memory(value)
+        value = like_state(value, given)
         slope: Tensor = value if self.shapes is None else flatten(value)
         return -slope if self.sign < 0 else slope
 

@@ -24,12 +24,14 @@ from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController
 from fastode.dropin.arguments import Arguments, tolerances_of_parts
 from fastode.dropin.failure import OdeintError
+from fastode.dropin.functions import like_state
 from fastode.dropin.methods import is_adaptive, is_fixed
 from fastode.dropin.norms import mixed_norm, rms_norm
 from fastode.dropin.solvers import regular_grid
 from fastode.fused import program_solve
 from fastode.problem import Inputs, Plan, make_problem
 from fastode.program.capture import Capture, capture_field, keep_with
+from fastode.program.evaluate import evaluate
 from fastode.tree import tree_map
 
 _CONTROL = {"safety": "safety", "ifactor": "max_factor", "dfactor": "min_factor"}
@@ -127,7 +129,10 @@ def on_whole_states(func: Callable[..., Any], t: Tensor, y: Any) -> Any:
     """The function on n whole states, t (n, 1, ..., 1) and y (n, *state)."""
     n = t.shape[0]
     t = t.reshape(n)
-    call = func if isinstance(y, Tensor) else functools.partial(returning_tuple, func)
+
+    def call(t: Tensor, y: Any) -> Any:
+        return like_state(func(t, y), y)
+
     if n == 1:
         return tree_map(lambda part: part[None], call(t[0], tree_map(lambda part: part[0], y)))
     with warnings.catch_warnings():
@@ -278,7 +283,11 @@ def _solve(
         field, y0, times, None, args.solver_class.method, rtol, atol, None, controller(args), max_steps(args), False
     )
     choice = choose("auto", plan, inputs)
-    if choice.programs is None or choice.capture is None or not _same_as_called(args, choice.capture, plan, inputs, y0):
+    if (
+        choice.programs is None
+        or choice.capture is None
+        or not _same_as_called(args, choice.capture, choice.tensors, plan, inputs)
+    ):
         raise NotHere
     ys, _, result = program_solve(choice.programs, plan, inputs, choice.capture, choice.tensors, Checkpoint())
     if result.failed:
@@ -292,33 +301,27 @@ def _solve(
 _called: WeakKeyDictionary[Capture, bool] = WeakKeyDictionary()
 
 
-def _same_as_called(args: Arguments, capture: Capture, plan: Plan, inputs: Inputs, y0: Any) -> bool:
-    """Whether the function gives the same values when it is called as torchdiffeq does, with a time of no dimension.
+def _same_as_called(args: Arguments, capture: Capture, tensors: Sequence[Tensor], plan: Plan, inputs: Inputs) -> bool:
+    """Whether the program has the values of the function called as torchdiffeq does, with a time of no dimension.
 
     Compared once for each program, at a time inside the solve.
     """
     known = _called.get(capture)
     if known is not None:
         return known
-    spec = plan.field.state
+    spec, batch = plan.field.state, plan.batch
     t = (0.382 * plan.times[0, 0] + 0.618 * plan.times[-1, 0]).to(spec.dtype)
-    batch = plan.batch
     with torch.no_grad():
         held = tree_map(lambda part: part.detach().clone(), args.y0)
         try:
-            value: Any = args.func(t, held)
+            value = like_state(args.func(t, held), held)
         except Exception:  # the step-by-step solver calls it in the same way, and lets the user see the error
             return False
-        rows = inputs.y0.detach()
-        twice = torch.cat([rows, rows]) if batch == 1 else rows  # of one sample the function itself would be called
-        expected = plan.field(t.expand(twice.shape[0]), twice, [])[:batch]
-    value = tuple(value) if args.shapes is not None else value
-    if batch == 1 and field_is_whole(plan):
-        value = tree_map(lambda part: part[None], value)
-    try:
+        if field_is_whole(plan):
+            value = tree_map(lambda part: part[None], value)
         actual = spec.flatten(value, "the value", batch)
-    except (TypeError, ValueError):
-        return False
+        shared, sample = capture.leaves(tensors, [], batch)
+        expected = evaluate(capture.program, t.expand(batch), inputs.y0.detach(), shared, sample)
     bound = 1e-4 if spec.dtype == torch.float32 else 1e-9
     scale = float(expected.abs().nan_to_num(0.0, 0.0, 0.0).amax())
     same = torch.allclose(actual, expected, rtol=bound, atol=bound * scale, equal_nan=True)
