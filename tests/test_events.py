@@ -553,16 +553,36 @@ def test_a_start_near_the_last_event() -> None:
     assert_close(sol.events.t_end, torch.stack([2e-7 / gravity, 2e-3 / gravity, torch.sqrt(2 / gravity)]), 1e-13)
 
 
-def test_more_parts_find_double_crossings() -> None:
-    """Two crossings within one step of a polynomial solution: seen or not according to ``parts``, as documented."""
-    y0 = torch.zeros(1, 2, dtype=torch.float64)
-    field = lambda t, y: torch.ones_like(y)  # noqa: E731
-    event = lambda parts: Event(lambda t, y: (y[:, 0] - 0.51) * (y[:, 0] - 0.53), parts=parts)  # noqa: E731
-    seen = [
-        int(fastode.solve(field, y0, [0.0, 1.0], events=event(n), method="rk4").events.ended_by)
-        for n in (1, 4, 64, 100)
-    ]
-    assert seen == [-1, -1, 0, 0]
+def test_two_crossings_within_one_step_are_found() -> None:
+    """Between points with the same sign a parabola shows the dip; not where there is no point in between."""
+    y0 = torch.zeros(3, 1, dtype=torch.float64)
+    centre = torch.tensor([[0.52], [0.11], [0.97]], dtype=torch.float64)
+    for half in (0.02, 1e-3):
+        fn = lambda t, y, c: (y - c)[:, 0] ** 2 - half**2  # noqa: B023, E731
+        for parts in (1, 2, 4, 9):
+            event = Event(fn, terminal=False, parts=parts)
+            sol = fastode.solve(
+                lambda t, y, c: torch.ones_like(y), y0, [0.0, 1.0], controls=centre, events=event, method="rk4"
+            )
+            assert sol.events[0].count.tolist() == [0 if parts == 1 else 2] * 3
+            if parts > 1:
+                assert_close(sol.events[0].t, torch.cat([centre - half, centre + half], 1), 1e-12)
+
+
+def test_more_parts_find_a_narrow_pulse() -> None:
+    """A pulse of width 0.02 in a step of size 1, of which no interpolation tells: found by points near enough."""
+    y0 = torch.zeros(1, 1, dtype=torch.float64)
+    pulse = lambda t, y: torch.where((y - 0.613).abs() < 0.01, 1.0, -1.0)[:, 0]  # noqa: E731
+    solve = lambda **options: fastode.solve(  # noqa: E731
+        lambda t, y: torch.ones_like(y), y0, [0.0, 1.0], **options
+    )
+    missed = solve(events=Event(pulse, terminal=False), method="rk4")
+    assert missed.events[0].count.tolist() == [0]
+    for found in (
+        solve(events=Event(pulse, terminal=False, parts=100), method="rk4"),
+        solve(events=Event(pulse, terminal=False), controller=fastode.IController(max_step=0.04)),
+    ):
+        assert_close(found.events[0].t, torch.tensor([[0.603, 0.623]], dtype=torch.float64))
 
 
 def test_a_solution_that_only_touches_has_no_derivative_there() -> None:

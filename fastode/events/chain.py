@@ -21,10 +21,14 @@ from torch import Tensor
 
 from fastode.backends.base import Forward
 from fastode.backends.compare import same_rows
+from fastode.events.collect import Recorded, Scattered, joined_dense, rank
 from fastode.events.crossing import leaves_root, locate, locate_any_order, rates
 from fastode.events.event import FlatEvents
+from fastode.events.line import sign_of
 from fastode.events.result import Events, Occurrences
-from fastode.events.search import Found, Search, time_tolerance
+from fastode.events.search import Found, Search
+from fastode.events.span import make_span
+from fastode.events.window import Crossings, Start, clock_tolerance, same_time
 from fastode.hostflags import host_any
 from fastode.problem import Inputs, Plan
 from fastode.solution import DenseOutput, Stats
@@ -47,37 +51,6 @@ class EventsSolved:
     stats: Stats
     dense: DenseOutput | None
     events: Events
-
-
-class _Scattered:
-    """Rows put together one link after another: values (n, ...) and their places."""
-
-    def __init__(self) -> None:
-        self.places: list[tuple[Tensor, ...]] = []
-        self.values: list[Tensor] = []
-
-    def add(self, place: tuple[Tensor, ...], values: Tensor) -> None:
-        if values.shape[0]:
-            self.places.append(place)
-            self.values.append(values)
-
-    def into(self, target: Tensor) -> Tensor:
-        """The target with the values at their places."""
-        if not self.values:
-            return target
-        return target.index_put(tuple(map(torch.cat, zip(*self.places, strict=True))), torch.cat(self.values))
-
-
-class _Recorded:
-    """The occurrences of one event, as they are found."""
-
-    def __init__(self) -> None:
-        self.t, self.y = _Scattered(), _Scattered()
-
-    def add(self, samples: Tensor, numbers: Tensor, t: Tensor, y: Tensor) -> None:
-        """Occurrences number (n,) of samples (n,) at times (n,), states (n, D)."""
-        self.t.add((samples, numbers), t)
-        self.y.add((samples, numbers), y)
 
 
 def _rows(x: Tensor, index: Tensor | None) -> Tensor:
@@ -117,12 +90,12 @@ class Chain:
         self.work = [zeros.clone() for _ in range(3)]
         self.search_work = [zeros.clone() for _ in range(3)]
         self.budget = zeros + plan.max_steps
-        self.outputs = _Scattered()
-        self.recorded = [_Recorded() for _ in events.events]
+        self.outputs = Scattered()
+        self.recorded = [Recorded() for _ in events.events]
         self.links: list[DenseOutput] = []
         # Where each sample is, and where it ended.
         self.t, self.y = inputs.times[0], inputs.y0
-        self.t_end, self.y_end = _Scattered(), _Scattered()
+        self.t_end, self.y_end = Scattered(), Scattered()
         self.reached = plan.times[0].clone()
         self.residual = torch.zeros(batch, len(events), dtype=torch.float64, device=device)
         self.at_root = torch.zeros(batch, len(events), dtype=torch.bool, device=device)
@@ -146,9 +119,8 @@ class Chain:
             self.outputs.add((torch.full_like(idle, number), idle), self.y[idle])
         first = True
         while host_any(active):
-            signs = self._signs(active, first)
-            t, y = self.t.detach(), self.y.detach()
-            found = self._search(t, y, signs, self.counts, active, self.budget)
+            start = self._start(active, first)
+            found = self._search(self.t.detach(), self.y.detach(), start, self.counts, active, self.budget)
             self.budget = self.budget - found.attempts
             _add(self.search_work, found.stats, active)
             failed = active & (found.status != Status.SUCCESS)
@@ -159,12 +131,11 @@ class Chain:
 
     # -- the start of a link
 
-    def _signs(self, active: Tensor, first: bool) -> Tensor:
-        """(B, E) signs of the event functions just after the start of a link: at a root that of its derivative."""
-        plan, events = self.plan, self.events
+    def _start(self, active: Tensor, first: bool) -> Start:
+        """The event functions at the start of a link, and their signs just after it: at a root those of derivatives."""
+        events = self.events
         t, y = self.t.detach(), self.y.detach()
-        signs = torch.zeros(plan.batch, len(events), dtype=torch.float64, device=y.device)
-        self.at_root = torch.zeros_like(signs, dtype=torch.bool)
+        values, signs, roots = [], [], []
         slope = None
         for e in range(len(events)):
             if first:
@@ -178,12 +149,14 @@ class Chain:
                 slope = self._slope(t, y) if slope is None else slope
                 g, rate, size = rates(events, e, t, y, self.held, slope)
                 at_root = active & leaves_root(self.residual[:, e], g, size, y.dtype)
-            sign = torch.sign(g)
-            self.at_root[:, e] = at_root
+            sign = sign_of(g)
             if host_any(at_root):
                 sign = torch.where(at_root, torch.sign(rate) * self.direction, sign)
-            signs[:, e] = sign
-        return signs
+            values.append(g)
+            signs.append(sign)
+            roots.append(at_root)
+        self.at_root = torch.stack(roots, 1)
+        return Start(torch.stack(values, 1), torch.stack(signs, 1))
 
     def _slope(self, t: Tensor, y: Tensor) -> Tensor:
         """The field (B, D) at times (B,) and states (B, D), without graph."""
@@ -192,93 +165,41 @@ class Chain:
 
     # -- one link
 
-    def _span(
-        self, mask: Tensor, end: Tensor, records: list[tuple[Tensor, Tensor]], first: bool
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor, list[Tensor]]:
-        """The times of a link.
-
-        Returns:
-            times (1 + M + Q + 1, B) with their graph, from the start over outputs and records to the end; places of the
-            outputs: (row, sample, number); for each row of the original order its place in the sorted one (M + Q, B);
-            for each event the rows of its records.
-        """
-        plan, direction = self.plan, self.direction
-        known = plan.times
-        n_times = known.shape[0]
-        tol = time_tolerance(self.inputs.y0.dtype, known[0], end)
-        within = mask & (direction * (known - end) <= tol)
-        number = torch.arange(n_times, device=known.device)[:, None]
-        n_out = (within & (number >= self.next_output)).sum(0)
-        most = int(n_out.max()) if n_times > 1 else 0
-        row = torch.arange(most, device=known.device)[:, None]
-        valid = row < n_out
-        index = (self.next_output + row).clamp_max(n_times - 1)
-        start = self.t.detach()
-        given = self.inputs.times if self.inputs.times.requires_grad else known
-        outs = torch.where(valid, given.gather(0, index), end)
-        outs = torch.where(direction * (outs.detach() - end) > 0, end, outs)
-        outs = torch.where(direction * (outs.detach() - start) < 0, start, outs)
-        at = valid.nonzero(as_tuple=True)
-        places = (at[0], at[1], index[at])
-        counts = torch.zeros_like(n_out)
-        rows: list[Tensor] = []
-        for samples, _ in records:
-            rows.append(counts[samples] + _rank(samples))
-            counts = counts + torch.bincount(samples, minlength=plan.batch)
-        extra = int(counts.max()) if records else 0
-        middle = outs
-        order = torch.arange(most, device=known.device)[:, None].expand(-1, plan.batch)
-        if extra:
-            recorded = end.expand(extra, -1)
-            for (samples, times), r in zip(records, rows, strict=True):
-                recorded = recorded.index_put((r, samples), times)
-            middle = torch.cat([outs, recorded])
-            sort = torch.argsort(direction * middle.detach(), dim=0, stable=True)
-            middle = middle.gather(0, sort)
-            order = torch.argsort(sort, dim=0)
-            rows = [most + r for r in rows]
-        begin = self.t if self.any_order or (first and self.inputs.times.requires_grad) else start
-        last = given[-1] if self.inputs.times.requires_grad else end
-        # The end of the span keeps its graph; the time of an event has its own.
-        end_row = torch.where(end == known[-1], last, end)
-        times = torch.cat([begin[None], middle, torch.where(mask, end_row, start)[None]])
-        times = torch.where(mask, times, start)
-        times = torch.cat([begin[None], times[1:]])
-        return times, places, order, rows
-
     def _solve(
-        self, mask: Tensor, end: Tensor, records: list[tuple[Tensor, Tensor]], first: bool
+        self, mask: Tensor, found: Found, records: list[Crossings], first: bool
     ) -> tuple[Tensor, Forward, list[Tensor], Tensor]:
-        """One link of samples ``mask`` to ``end``: states there, the result, states and places of the records."""
-        plan = self.plan
-        times, (row, sample, number), order, rows = self._span(mask, end, records, first)
-        y = self.y
+        """One link of samples ``mask``: states at its end, the result, the states of the records, and its times."""
+        plan, graph = self.plan, self.inputs.times.requires_grad
+        y, begin = self.y, self.t if self.any_order or (first and graph) else self.t.detach()
+        given = self.inputs.times if graph else plan.times
+        slack = same_time(y.dtype, torch.maximum(plan.times[0].abs(), found.end.abs()), found.size)
+        span = make_span(plan.times, given, begin, found.end, slack, mask, self.next_output, self.direction, records)
         if not self.any_order and not first and self.t.requires_grad:
             slope = torch.where(mask[:, None], self._slope(self.t.detach(), y.detach()), 0.0)
             y = y - slope * (self.t - self.t.detach()).to(y.dtype)[:, None]
-        detached = times.detach().contiguous()
+        detached = span.times.detach().contiguous()
         again = host_any(detached[1:] == detached[:1])
         ys, coefs, result = self.run(
-            replace(plan, times=detached, starts_again=again), Inputs(y, times, self.inputs.controls)
+            replace(plan, times=detached, starts_again=again), Inputs(y, span.times, self.inputs.controls)
         )
         if result.dense is not None and coefs is not None:
             self.links.append(replace(result.dense, coefs=coefs, y0=ys[0]))
         _add(self.work, result.stats, mask)
-        self.outputs.add((number, sample), ys[order[row, sample] + 1, sample])
+        _, sample, number = span.outputs
+        self.outputs.add((number, sample), span.at_outputs(ys))
         self.next_output = self.next_output + torch.bincount(sample, minlength=plan.batch)
-        at_records = [ys[order[r, samples] + 1, samples] for r, (samples, _) in zip(rows, records, strict=True)]
-        return ys[-1], result, at_records, times
+        return ys[-1], result, span.at_records(ys, records), span.times
 
     def _fail(self, failed: Tensor, found: Found) -> None:
         """The last link of samples that fail: to where they got, and without gradient."""
-        records = [_of(pair, failed) for pair in found.records]
+        records = [x.of(failed[x.sample]) for x in found.records]
         with torch.no_grad():
             kept = self.t, self.y
             self.t, self.y = self.t.detach(), self.y.detach()
-            _, result, states, _ = self._solve(failed, found.end, records, True)
+            _, result, states, _ = self._solve(failed, found, records, True)
             self.t, self.y = kept
-            for e, ((samples, times), y) in enumerate(zip(records, states, strict=True)):
-                self._record(e, samples, times, y)
+            for e, (x, y) in enumerate(zip(records, states, strict=True)):
+                self._record(e, x.sample, x.t, y)
         self.status = torch.where(failed, found.status, self.status)
         self.reached = torch.where(failed, torch.where(result.status == 0, found.end, result.reached), self.reached)
 
@@ -286,17 +207,17 @@ class Chain:
         """The link of samples ``mask``; returns which of them go on."""
         if not host_any(mask):
             return mask
-        records = [_of(pair, mask) for pair in found.records]
-        y_end, result, states, times = self._solve(mask, found.end, records, first)
+        records = [x.of(mask[x.sample]) for x in found.records]
+        y_end, result, states, times = self._solve(mask, found, records, first)
         broken = mask & (result.status != Status.SUCCESS)  # found solvable by the search, which takes other steps
         if host_any(broken):
             self.status = torch.where(broken, result.status, self.status)
             self.reached = torch.where(broken, result.reached, self.reached)
             mask = mask & ~broken
-        for e, ((samples, at), y) in enumerate(zip(records, states, strict=True)):
-            if len(samples):
-                t, state, _ = self._locate(e, samples, at, y, None)
-                self._record(e, samples, t, state)
+        for e, (x, y) in enumerate(zip(records, states, strict=True)):
+            if len(x.sample):
+                t, state, _ = self._locate(e, x, y, None)
+                self._record(e, x.sample, t, state)
         fired = found.fired & mask[:, None]
         through = mask & ~fired.any(1)
         at_end = through.nonzero()[:, 0]
@@ -305,26 +226,32 @@ class Chain:
             return torch.zeros_like(mask)
         return self._events(mask & ~through, fired, found, y_end)
 
-    def _locate(
-        self, e: int, samples: Tensor, t: Tensor, y: Tensor, slope: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Event e of samples (n,) near times (n,), states (n, D), where the field is ``slope`` (n, D), if known."""
+    def _locate(self, e: int, near: Crossings, y: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Event e near where the search saw it, at states (n, D), where the field is ``slope`` (n, D), if known."""
+        samples, t = near.sample, near.t
         controls = self._controls(samples) if self.events.reads(e) else []
         if self.any_order:
             found = locate_any_order(
-                self.events, e, t, y, controls, lambda t, y: self._field(samples, t, y, self.inputs.controls)
+                self.events,
+                e,
+                t,
+                y,
+                near.size,
+                near.jumps,
+                controls,
+                lambda t, y: self._field(samples, t, y, self.inputs.controls),
             )
         else:
             if slope is None:
                 with torch.no_grad():
                     slope = self._field(samples, t, y.detach(), self.held)
-            found = locate(self.events, e, t, y, controls, slope)
+            found = locate(self.events, e, t, y, near.size, near.jumps, controls, slope)
         time, state, residual = found
         beyond = (self.direction[samples] * (time.detach() - self.plan.times[-1][samples])).clamp_min(0.0)
         return time - self.direction[samples] * beyond, state, residual
 
     def _controls(self, samples: Tensor) -> list[Tensor]:
-        return [c[samples] for c in self.inputs.controls] if len(samples) < self.plan.batch else self.inputs.controls
+        return [c[samples] for c in self.inputs.controls]
 
     def _field(self, samples: Tensor, t: Tensor, y: Tensor, controls: Sequence[Tensor]) -> Tensor:
         """The field (n, D) of samples (n,), which may repeat, at times (n,) and states (n, D)."""
@@ -333,10 +260,10 @@ class Chain:
             return self.plan.field(t, y.clone(), controls).clone()
         if self._separate:
             return self.plan.field(t, y, [c[samples] for c in controls]).clone()
-        rank = _rank(samples)
+        turns = rank(samples)
         values = torch.zeros_like(y)
-        for k in range(int(rank.max()) + 1):  # all samples at each call, and these among them
-            at = (rank == k).nonzero()[:, 0]
+        for k in range(int(turns.max()) + 1):  # all samples at each call, and these among them
+            at = (turns == k).nonzero()[:, 0]
             who = samples[at]
             full = self.plan.field(
                 self.t.detach().index_put((who,), t[at]), self.y.detach().index_put((who,), y[at]), controls
@@ -359,7 +286,7 @@ class Chain:
         whole = None if len(index) == len(mask) else index
         fired, direction = fired[index], self.direction[index]
         end, before = found.end[index], _rows(y_end, whole)
-        standstill = (end - self.t.detach()[index]).abs() <= time_tolerance(before.dtype, end)
+        standstill = (end - self.t.detach()[index]).abs() <= clock_tolerance(end)
         back = standstill & (fired & self.at_root[index]).any(1)  # it left this root and is back, in no time
         fired = fired & ~back[:, None]
         slope = None if self.any_order else _rows(self._slope(found.end, y_end.detach()), whole)
@@ -370,8 +297,10 @@ class Chain:
             if known is None:
                 at = fired[:, e].nonzero()[:, 0]
                 some = None if len(at) == len(index) else at
+                who = index[at]
+                near = Crossings(who, _rows(end, some), found.size[who], found.jumps[who, e])
                 t, y, residual = self._locate(
-                    e, index[at], _rows(end, some), _rows(before, some), None if slope is None else _rows(slope, some)
+                    e, near, _rows(before, some), None if slope is None else _rows(slope, some)
                 )
                 blank = torch.zeros_like(end)
                 known = located[e] = (_put(end, some, t), _put(before, some, y), _put(blank, some, residual))
@@ -458,7 +387,7 @@ class Chain:
 
     def _record(self, e: int, samples: Tensor, t: Tensor, y: Tensor) -> None:
         """Occurrences of event e, those of a sample in order."""
-        numbers = self.counts[samples, e] + _rank(samples)
+        numbers = self.counts[samples, e] + rank(samples)
         self.recorded[e].add(samples, numbers, t, y)
         self.counts[:, e] += torch.bincount(samples, minlength=len(self.status))
 
@@ -506,57 +435,13 @@ class Chain:
             self.ended_by,
             Stats(*self.search_work),
         )
-        dense = _joined(plan, self.links, self.reached, y0) if plan.dense else None
+        dense = joined_dense(plan, self.links, self.reached, y0) if plan.dense else None
         return EventsSolved(ys, self.status, self.reached, Stats(*self.work), dense, events)
 
 
 def _add(work: list[Tensor], stats: Stats, mask: Tensor) -> None:
     for total, part in zip(work, (stats.n_accepted, stats.n_rejected, stats.n_evals), strict=True):
         total += torch.where(mask, part, 0)
-
-
-def _of(pair: tuple[Tensor, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
-    samples, times = pair
-    keep = mask[samples]
-    return samples[keep], times[keep]
-
-
-def _rank(samples: Tensor) -> Tensor:
-    """(n,) int64: how often each entry of ``samples`` (n,) came before."""
-    if not len(samples):
-        return samples
-    order = torch.argsort(samples, stable=True)
-    ordered = samples[order]
-    at = torch.arange(len(samples), device=samples.device)
-    first = torch.searchsorted(ordered, ordered)
-    return torch.empty_like(samples).index_put((order,), at - first)
-
-
-def _joined(plan: Plan, links: list[DenseOutput], reached: Tensor, y0: Tensor) -> DenseOutput:
-    """The polynomials of all links, each sample's one after another."""
-    batch, width = y0.shape
-    device = y0.device
-    count = torch.zeros(batch, dtype=torch.int64, device=device)
-    total = sum((link.n_accepted for link in links), count)
-    longest = int(total.max()) if batch else 0
-    start = reached.expand(longest, -1).clone()
-    size = torch.zeros_like(start)
-    rows = torch.zeros(longest, batch, dtype=torch.int64, device=device)
-    coefs: list[Tensor] = []
-    n_rows = 0
-    for link in links:
-        number = torch.arange(link.start.shape[0], device=device)[:, None]
-        n, b = (number < link.n_accepted).nonzero(as_tuple=True)
-        to = count[b] + n
-        start[to, b], size[to, b], rows[to, b] = link.start[n, b], link.size[n, b], link.rows[n, b] + n_rows
-        count = count + link.n_accepted
-        coefs.append(link.coefs)
-        n_rows += link.coefs.shape[0]
-    if longest:
-        number = torch.arange(longest, device=device)[:, None]
-        rows = rows.gather(0, torch.minimum(number, (total - 1).clamp_min(0)))
-    joined = torch.cat(coefs) if coefs else y0.new_zeros(0, plan.tableau.degree + 1, width)
-    return DenseOutput(start, size, rows, joined, total, plan.times[0], reached, y0)
 
 
 def solve_events(

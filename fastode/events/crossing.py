@@ -8,8 +8,9 @@ constant time near the root, and everything that g and y depend on,
 has the right first derivatives: dt* = -dg / g', dy* = dy + f dt* (Chen, Amos, Nickel, "Learning neural event functions
 for ordinary differential equations", 2021). As values, these are one Newton step from the root that the search found on
 its polynomials to that of the solution itself, from which the search may differ by as much as the tolerances allow;
-the step is taken where it makes g smaller. Where g' = 0, at a root that the solution only touches, the time of the
-event has no derivative and counts as constant.
+the step is taken where it makes g smaller, and stays within a part of the step of the solve. Where g' = 0, at a root
+that the solution only touches, the time of the event has no derivative and counts as constant; and so where g jumps,
+instead of passing through zero, of which derivatives say nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from fastode.tableaus import get_tableau
 _SHIFT = get_tableau("rk4")
 _NEWTON_STEPS = 3
 """Each doubles the number of derivatives that are exact, 1, 3, 7; ``_SHIFT`` carries states exactly to the fourth."""
+_FARTHEST = 0.25
+"""Part of a step by which its polynomial may place an event wrongly."""
 _NOISE = 8
 """Roundings of the state within which an event function counts as zero after an event."""
 
@@ -82,7 +85,14 @@ def rates(
 
 
 def locate(
-    events: FlatEvents, e: int, t: Tensor, y: Tensor, controls: Sequence[Tensor], slope: Tensor
+    events: FlatEvents,
+    e: int,
+    t: Tensor,
+    y: Tensor,
+    size: Tensor,
+    jumps: Tensor,
+    controls: Sequence[Tensor],
+    slope: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Event e of n samples near t, once differentiable.
 
@@ -91,16 +101,20 @@ def locate(
         e: which.
         t: (n,) float64, without graph.
         y: (n, D), the states there, with their graph.
+        size: (n,) float64, size of the step in which the search saw it.
+        jumps: (n,) bool, whether the function jumps there.
         controls: leaves (n, ...), with their graph.
         slope: (n, D), the field there, without graph.
 
     Returns:
-        Time (n,) float64 and state (n, D) of the event, with their graph, and |g| there (n,).
+        Time (n,) float64 and state (n, D) of the event, with their graph, and |g| there (n,), 0 where it jumps.
     """
     value, rate, _ = rates(events, e, t, y, controls, slope)
-    usable = torch.isfinite(rate) & (rate != 0)
+    value = torch.where(jumps, 0.0, value)
+    usable = torch.isfinite(rate) & (rate != 0) & ~jumps
     inverse = torch.where(usable, 1 / torch.where(usable, rate, 1.0), 0.0)
     delta = torch.where(usable & torch.isfinite(value), -value * inverse, 0.0)
+    delta = torch.where(delta.abs() <= _FARTHEST * size.abs(), delta, 0.0)
     with torch.no_grad():
         moved = y.detach() + delta.to(y.dtype)[:, None] * torch.where(delta[:, None] != 0, slope, 0.0)
         after = events.value(e, t + delta, moved, controls).abs()
@@ -120,6 +134,8 @@ def locate_any_order(
     e: int,
     t: Tensor,
     y: Tensor,
+    size: Tensor,
+    jumps: Tensor,
     controls: Sequence[Tensor],
     field: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,6 +146,8 @@ def locate_any_order(
         e: which.
         t: (n,) float64, without graph.
         y: (n, D), the states there, with their graph.
+        size: (n,) float64, size of the step in which the search saw it.
+        jumps: (n,) bool, whether the function jumps there.
         controls: leaves (n, ...), with their graph.
         field: dy/dt (n, D) at times (n,) and states (n, D), with its graph.
     """
@@ -147,11 +165,12 @@ def locate_any_order(
         rate = torch.zeros_like(t) if grads[0] is None else grads[0]
         if grads[1] is not None:
             rate = rate + (grads[1] * slope).double().sum(1)
-        usable = torch.isfinite(rate) & (rate != 0) & torch.isfinite(g)
+        usable = torch.isfinite(rate) & (rate != 0) & torch.isfinite(g) & ~jumps
         change = torch.where(usable, -g / torch.where(usable, rate, 1.0), 0.0)
         # As a value a step is taken while it helps; its derivatives always are.
         helps = (g.detach().abs() < residual) | (delta.detach() == 0)
-        residual = torch.minimum(residual, g.detach().abs())
+        helps &= (delta + change).detach().abs() <= _FARTHEST * size.abs()
+        residual = torch.minimum(residual, torch.where(jumps, 0.0, g.detach().abs()))
         delta = delta + torch.where(helps, change, change - change.detach())
         state, _ = rk_step(_SHIFT, field, t, delta, y, start)
     return delta + t, state, residual

@@ -25,13 +25,14 @@ class Event:
         fn: ``fn(t, y)``, or ``fn(t, y, controls)`` if it has a third argument without default: with t (n, 1, ..., 1)
             and y (n, *state) as the field gets them, one number per sample, (n,) or (n, 1, ..., 1). n is any number:
             samples come at several times in one call, or not at all, so whatever differs between samples must come in
-            through ``controls``. NaN has no sign.
+            through ``controls``. NaN has no sign: the last one before it counts.
         terminal: whether the event ends the sample. None: if it has neither ``reset`` nor ``max_count``.
         direction: +1 counts changes from negative to positive along the solve, -1 the other ones, 0 both.
         reset: ``reset(t, y)`` or ``reset(t, y, controls)``: the state (n, *state) from which a sample goes on after
             the event; like ``fn``, for any number of samples.
         max_count: the sample ends at this occurrence of the event (of those that ``direction`` counts), without reset.
-        parts: every step is looked at in this many equal parts: two changes of sign within one part are not seen.
+        parts: every step is looked at at the ends of this many equal parts, and inside of a part where a parabola
+            through three of them leaves less than half of the value; narrower pulses are not seen.
         name: by which ``Solution.events`` knows it, in place of its number.
 
     Raises:

@@ -1,0 +1,81 @@
+"""Event functions on the polynomials of steps. No gradient.
+
+Everything here is elementwise: a sample's values do not depend on how many others are in the call, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+
+import torch
+from torch import Tensor
+
+from fastode.events.event import FlatEvents
+from fastode.solution import DenseOutput
+
+
+class Steps:
+    """The polynomials of steps (n,) of samples (n,), in float64 whatever the dtype of the state.
+
+    Args:
+        events: the functions.
+        dense: polynomials of the steps of all samples.
+        step: (n,) int64, which step.
+        sample: (n,) int64, of which sample.
+        controls: leaves (B, ...), without graph.
+    """
+
+    def __init__(
+        self, events: FlatEvents, dense: DenseOutput, step: Tensor, sample: Tensor, controls: Sequence[Tensor]
+    ) -> None:
+        self._events, self._dtype = events, dense.coefs.dtype
+        self.start, self.size = dense.start[step, sample], dense.size[step, sample]
+        self._powers = _powers(dense.coefs[dense.rows[step, sample]].detach().double())
+        self._controls = [c[sample] for c in controls] if events.fn_reads else []
+
+    def states(self, theta: Tensor) -> Tensor:
+        """States (..., n, D) in the dtype of the solve at places (..., n) in the steps."""
+        total = self._powers[-1]
+        place = theta[..., None]
+        for power in reversed(self._powers[:-1]):
+            total = total * place + power
+        return total.to(self._dtype)
+
+    def times(self, theta: Tensor) -> Tensor:
+        """(..., n) float64."""
+        return self.start + self.size * theta
+
+    def resolution(self, roundings: int) -> Tensor:
+        """(n,) float64: so many roundings of the clock, as places in the steps."""
+        largest = torch.maximum(self.start.abs(), (self.start + self.size).abs())
+        return roundings * torch.finfo(torch.float64).eps * largest / self.size.abs()
+
+    def value(self, e: int, theta: Tensor) -> Tensor:
+        """Event function e, (..., n) float64, at places (..., n) in the steps."""
+        return self._of(e, self.times(theta), self.states(theta))
+
+    def values(self, theta: Tensor) -> list[Tensor]:
+        """All event functions, each (..., n) float64, at places (..., n) in the steps."""
+        times, states = self.times(theta), self.states(theta)
+        return [self._of(e, times, states) for e in range(len(self._events))]
+
+    def _of(self, e: int, times: Tensor, states: Tensor) -> Tensor:
+        n = times.shape[-1]
+        many = times.numel() // max(1, n)
+        controls = self._controls
+        if many > 1 and self._events.reads(e):
+            controls = [c.repeat(many, *[1] * (c.ndim - 1)) for c in controls]
+        found = self._events.value(e, times.reshape(-1), states.reshape(times.numel(), -1), controls)
+        return found.reshape(times.shape)
+
+
+def _powers(coefs: Tensor) -> list[Tensor]:
+    """Coefficients (n, D) of 1, theta, theta^2, ... from those (n, degree + 1, D) of ``interpolant.basis``."""
+    degree = coefs.shape[1] - 1
+    differences = torch.cat([torch.zeros_like(coefs[:, :1]), coefs[:, 1:]], 1)  # Bernstein: b_0 = 0 beside the start
+    powers = [coefs[:, 0]]
+    for j in range(1, degree + 1):
+        differences = differences[:, 1:] - differences[:, :-1]
+        powers.append(comb(degree, j) * differences[:, 0])
+    return powers
