@@ -150,6 +150,13 @@ SIDE_EFFECTS = (
         "$rng = torch.Generator().manual_seed(3)",
         pure=False,
     ),
+    Feature("noise", "core", "h = h + 0.1 * torch.randn_like(h)", pure=False),
+    Feature("one random number", "core", "h = h * torch.rand(())", pure=False),
+    Feature("dropout in training", "core", "h = F.dropout(h, 0.5, training=True)", pure=False),
+    Feature("dropout module in training", "core", "h = $drop(h)", "$drop = nn.Dropout(0.3)", pure=False),
+    Feature("global random", "core", "h = random.random() * h", pure=False),
+    Feature("global numpy random", "core", "h = float(np.random.rand()) * h", pure=False),
+    Feature("random permutation", "core", "h = h[:, torch.randperm({D})]", pure=False),
     Feature(
         "exponential moving average",
         "core",

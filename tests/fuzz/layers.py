@@ -195,6 +195,27 @@ LAYERS = (
         params="$conv.parameters()",
     ),
     Feature("gru cell", "ops", "h = $cell(h, y)", "$cell = nn.GRUCell({D}, {D})", params="$cell.parameters()"),
+    Feature(
+        "lstm cell",
+        "ops",
+        "h = $cell(h, (y, 0.5 * y))[0]",
+        "$cell = nn.LSTMCell({D}, {D})",
+        params="$cell.parameters()",
+    ),
+    Feature(
+        "transformer layer",
+        "ops",
+        "h = $layer(h[:, :, None].expand(-1, -1, 2)).mean(-1)",
+        "$layer = nn.TransformerEncoderLayer(2, 1, 4, dropout=0.0, batch_first=True).eval()",
+        params="$layer.parameters()",
+    ),
+    Feature(
+        "experts",
+        "ops",
+        "h = sum(w[:, None] * e(h) for w, e in zip($gate(h).softmax(-1).unbind(-1), $experts))",
+        "$experts = nn.ModuleList([nn.Linear({D}, {D}) for _ in range(2)])\n$gate = nn.Linear({D}, 2)",
+        params="[*$experts.parameters(), *$gate.parameters()]",
+    ),
     Feature("bilinear", "ops", "h = $bil(h, y)", "$bil = nn.Bilinear({D}, {D}, {D})", params="$bil.parameters()"),
     Feature(
         "attention layer",

@@ -21,7 +21,7 @@ def loop(y, extra):
             s = (n + sum(row)) * h
             t = torch.full((BATCH, 1), s) if {batched} else torch.tensor(s)
             stage = y + sum((h * w * k for w, k in zip(row, ks)), torch.zeros_like(y))
-            ks.append(join(field(t, split(stage), *extra)))
+            ks.append(join(field(t, split(stage), *extra)).clone())
         y = y + sum(h * w * k for w, k in zip({b}, ks))
     return y
 
@@ -34,15 +34,23 @@ rng = torch.Generator().manual_seed({seed})
 drawn = [torch.randn(BATCH, {size}, generator=rng, dtype=torch.float64) for _ in range(3)]
 y0, c, weights = ({magnitude} * drawn[0]).to(torch.{dtype}), drawn[1].to(torch.{dtype}), drawn[2].to(torch.{dtype})
 run = {{"engine": engine, "loop": loop}}[sys.argv[1]]
+
+
+def seed():
+    torch.manual_seed({seed}), random.seed({seed}), np.random.seed({seed})
+
+
 for number, change in enumerate([None, *{order}]):
     if change is not None:
         changes[change]()
     if GRADIENTS:
         y, e = y0.clone().requires_grad_(), [c.clone().requires_grad_()] if {controls} else []
+        seed()
         (run(y, e) * weights).sum().backward()
         print(number, "gradients", y.grad.flatten()[:6].tolist(), [p.grad for p in params()])
         for p in params():
             p.grad = None
+    seed()
     with torch.no_grad():
         print(number, "values", run(y0.clone(), [c] if {controls} else []).flatten()[:6].tolist())
     print(number, "effects", effects())

@@ -16,6 +16,16 @@ from tests.fuzz.feature import Feature
 
 STYLES = ("module", "closure", "plain class", "method", "lambda", "wrapper", "partial")
 
+ENDINGS = {
+    "fresh": "",
+    "transposed": "dy = dy.t().contiguous().t()",
+    "slice": "dy = torch.cat([dy, dy], -1)[:, : {D}]",
+    "strided": "dy = dy.repeat_interleave(2, -1)[:, ::2]",
+    "rows of a wider": "dy = torch.stack([dy, 2 * dy], 1)[:, 0]",
+    "one buffer": "if OUT and OUT[0].shape == dy.shape:\n    dy = OUT[0].copy_(dy)\nOUT[:] = [dy]",
+}
+"""The layout of what a field returns; ``one buffer`` is the same tensor every time, and only for values."""
+
 _IMPORTS = """import argparse
 import array
 import collections
@@ -45,19 +55,18 @@ import torch.utils.checkpoint
 from torch import nn
 
 torch.manual_seed(0)
+OUT = []
 """
 
 _UNPACK = {
     "tensor": "pass",
     "tuple": "y = torch.cat(y, -1)",
     "dict": 'y = torch.cat([y["a"], y["b"]], -1)',
-    "flat": "y = y.view(-1, {D})",
 }
 _PACK = {
     "tensor": "return dy",
     "tuple": "return dy[:, :1], dy[:, 1:]",
     "dict": 'return {"a": dy[:, :1], "b": dy[:, 1:]}',
-    "flat": "return dy.flatten()",
 }
 
 
@@ -70,6 +79,7 @@ class Shape:
         style: one of ``STYLES``.
         state: one of ``tensor``, ``tuple``, ``dict``.
         controls: whether the field takes controls.
+        ending: one of ``ENDINGS``.
     """
 
     batch: int
@@ -77,6 +87,7 @@ class Shape:
     style: str
     state: str
     controls: bool
+    ending: str
 
 
 def _numbered(text: str, number: int, own: str, shape: Shape) -> str:
@@ -122,10 +133,11 @@ def source(features: list[Feature], shape: Shape) -> str:
     init = _lines(features, lambda f: f.init, own, shape)
     body = _block(
         scope(),
-        _UNPACK[shape.state].replace("{D}", str(shape.size)),
+        _UNPACK[shape.state],
         "h = y",
         _lines(features, lambda f: f.forward, own, shape),
         "dy = torch.sin(h) - 0.3 * y",
+        ENDINGS[shape.ending].replace("{D}", str(shape.size)),
         _PACK[shape.state],
     )
     changes = [(i, change) for i, feature in enumerate(features) for change in feature.changes]
