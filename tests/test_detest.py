@@ -137,15 +137,23 @@ def test_command(tmp_path: Path) -> None:
     out = tmp_path / "new"
     done = CliRunner().invoke(main, ["--problems", "B1", "--only", "dopri5", "--tolerances", "3,6", "--out", str(out)])
     assert done.exit_code == 0, done.output
-    with (out / "detest.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = _rows(out / "detest.csv")
     assert list(rows[0]) == COLUMNS
     assert {row["solver"] for row in rows} == {"fastode dopri5", "fastode dopri5 float32", "torchdiffeq dopri5"}
     for row in rows:
         assert 0 < float(row["error_end"]) < 1000 * float(row["tolerance"])
     assert (out / "detest.png").stat().st_size > 10_000
-    again = CliRunner().invoke(main, ["--redraw", "--out", str(out)])
+    again = CliRunner().invoke(main, ["--problems", "A1", "--only", "float32", "--tolerances", "3", "--out", str(out)])
     assert again.exit_code == 0, again.output
+    now = _rows(out / "detest.csv")
+    assert [row for row in now if "float32" not in row["solver"]] == [r for r in rows if "float32" not in r["solver"]]
+    assert [row["problem"] for row in now if "float32" in row["solver"]] == ["A1"]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        assert file.readline().startswith("# ")
+        return list(csv.DictReader(file))
 
 
 def test_unknown_problem() -> None:

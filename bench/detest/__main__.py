@@ -13,7 +13,9 @@ from statistics import median
 from typing import Any
 
 import click
+import torch
 
+from bench import machine
 from bench.detest.measure import SOLVERS, errors
 from bench.detest.plots import draw
 from bench.detest.problems import PROBLEMS
@@ -51,6 +53,16 @@ def tables(problems: Sequence[str], solvers: Sequence[str], tolerances: Sequence
     return rows
 
 
+def kept(path: Path, solvers: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of an earlier run by other solvers."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    others = [row for row in rows if row["solver"] not in solvers]
+    return [{**row, **{k: float(row[k]) for k in COLUMNS[2:5]}, "evaluations": int(row[COLUMNS[5]])} for row in others]
+
+
 def summary(rows: list[dict[str, Any]], solver: str) -> str:
     """Median and largest multiple of the tolerance, at the end and between."""
     own = [row for row in rows if row["solver"] == solver]
@@ -65,35 +77,30 @@ def summary(rows: list[dict[str, Any]], solver: str) -> str:
 @click.option("--problems", default="", help="Only those whose name begins so, A or B4, say.")
 @click.option("--only", default="", help="Only solvers with this in their name.")
 @click.option("--tolerances", default="", help="Exponents, 3,6,9; all from 3 to 12 by default.")
-@click.option("--redraw", is_flag=True, help="The figure from an existing detest.csv.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for detest.csv and detest.png.")
-def main(problems: str, only: str, tolerances: str, redraw: bool, out: Path | None) -> None:
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for detest.csv and detest.png; rows of other solvers in it stay.",
+)
+def main(problems: str, only: str, tolerances: str, out: Path | None) -> None:
     """Error reached against tolerance asked for, on 25 problems."""
     names = [name for name in PROBLEMS if name.startswith(problems)]
     solvers = [name for name in SOLVERS if only in name]
     if not names or not solvers:
         raise click.BadParameter("no such problem or solver", param_hint="--problems, --only")
     asked = [10.0 ** -int(k) for k in tolerances.split(",")] if tolerances else TOLERANCES
-    if redraw:
-        if out is None:
-            raise click.BadParameter("needs --out", param_hint="--redraw")
-        with (out / "detest.csv").open(encoding="utf-8") as file:
-            texts = list(csv.DictReader(file))
-        numbers = COLUMNS[2:]
-        rows: list[dict[str, Any]] = [{**row, **{k: float(row[k]) for k in numbers}} for row in texts]
-        solvers = list(dict.fromkeys(row["solver"] for row in rows))
-    else:
-        rows = tables(names, solvers, asked)
+    rows = tables(names, solvers, asked)
     click.echo(f"{'multiples of the tolerance':24}    median  largest")
     for solver in solvers:
         click.echo(summary(rows, solver))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        if not redraw:
-            with (out / "detest.csv").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        rows = kept(out / "detest.csv", solvers) + rows
+        with (out / "detest.csv").open("w", newline="", encoding="utf-8") as file:
+            file.write(f"# {machine.measure(torch.device('cpu'), torch.float64).names}\n")
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
         draw(rows, out / "detest.png")
 
 

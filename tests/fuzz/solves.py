@@ -232,7 +232,8 @@ def _agree(
     if not torch.equal(sol.status, right.status):
         raise Failure("status", f"{names}: {sol.status.tolist()} and {right.status.tolist()}")
     # Steps may differ where an error estimate is within rounding of its limit; results then differ by the tolerance.
-    same = torch.equal(sol.stats.n_accepted, right.stats.n_accepted)
+    # At a kink the estimate amplifies roundings.
+    same = torch.equal(sol.stats.n_accepted, right.stats.n_accepted) and spec.field != "kinks"
     precise = 1e-8 if spec.dtype == "float64" else 3e-4
     bound = precise if same else 200 * spec.rtol + precise
     ok = sol.status == 0
