@@ -6,6 +6,7 @@ from torch import nn
 
 import fastode
 from fastode import Checkpoint
+from fastode.backends.cpu import backend, tile
 from fastode.fields import ControlledField, MLPField
 from fastode.tree import leaves, tree_map
 from tests.problems import assert_as_accurate, stats_of
@@ -49,6 +50,36 @@ def test_steps_values_and_every_gradient_are_those_of_the_reference(name):
     case = case_of(name)
     options = {"rtol": 1e-6, "atol": 1e-6}
     ys, solution, grads = solved(case, F64, "cpu", **options)
+    expected, reference, truth = solved(case, F64, "reference", **options)
+    assert torch.equal(stats_of(solution), stats_of(reference))
+    scale = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(ys, expected, rtol=1e-9, atol=1e-10 * scale)
+    for grad, exact in zip(grads, truth, strict=True):
+        torch.testing.assert_close(grad, exact, rtol=1e-7, atol=1e-8 * max(1.0, float(exact.abs().max())))
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """Every state without shared products is one of many components."""
+    made = {}
+
+    def tiles_of(capture, dtype):
+        key = id(capture), dtype
+        if key not in made:
+            made[key] = capture, tile.Tiles(capture, dtype)
+        return made[key][1]
+
+    monkeypatch.setattr(tile, "_WIDE", 1)
+    monkeypatch.setattr(backend, "tiles_of", tiles_of)
+    return made
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layout_of_states_with_many_components(name, wide):
+    case = case_of(name)
+    options = {"rtol": 1e-6, "atol": 1e-6}
+    ys, solution, grads = solved(case, F64, "cpu", **options)
+    assert all(tiles.rows == tiles.rows_backward for _, tiles in wide.values() if tiles.largest_shared_product == 0)
     expected, reference, truth = solved(case, F64, "reference", **options)
     assert torch.equal(stats_of(solution), stats_of(reference))
     scale = max(1.0, float(expected.abs().max()))

@@ -19,8 +19,8 @@ class PackedRecord(ProgramRecord):
     """A record as kernels write it, in one piece; its parts become tensors when they are asked for.
 
     Args:
-        words: (W,) int64: numbers of steps and of states, ``every``, ``replays``; offsets; state_offsets; table; states. See
-            ``csrc/cpu/bind_tile.cpp``.
+        words: (W,) int64: numbers of steps and of states, ``every``, ``replays``; offsets;
+            state_offsets; table; states. See ``csrc/cpu/bind_tile.cpp``.
         batch: B.
         width: components of a state, D.
         dtype: of the states.
