@@ -41,15 +41,15 @@ def _rules() -> dict[str, Rule]:
     def mul(b: Builder, x: Value | float, y: Value | float) -> Value:
         return b.pointwise("mul", x, y)
 
-    def half_at_tie(b: Builder, g: Value, x: Value, y: Value, better: str) -> Value:
-        share = op(b, "where", op(b, "eq", x, y), 0.5, op(b, better, x, y))
-        return mul(b, g, share)
+    def extremum(worse: str) -> Rule:
+        """A half each at a tie, and the whole to both where one is NaN."""
 
-    def extremum(first: str, second: str) -> Rule:
-        return lambda b, g, out, args: (
-            half_at_tie(b, g, args[0], args[1], first),
-            half_at_tie(b, g, args[0], args[1], second),
-        )
+        def rule(b: Builder, g: Value, out: Value, args: tuple[Value, ...]) -> tuple[Value | None, ...]:
+            x, y = args
+            share = op(b, "where", op(b, "eq", x, y), mul(b, g, 0.5), g)
+            return op(b, "where", op(b, worse, x, y), 0.0, share), op(b, "where", op(b, worse, y, x), 0.0, share)
+
+        return rule
 
     def pow_rule(b: Builder, g: Value, out: Value, args: tuple[Value, ...]) -> tuple[Value | None, ...]:
         x, p = args
@@ -62,15 +62,18 @@ def _rules() -> dict[str, Rule]:
 
     def atan2_rule(b: Builder, g: Value, out: Value, args: tuple[Value, ...]) -> tuple[Value | None, ...]:
         y, x = args
-        scaled = op(b, "div", g, op(b, "add", op(b, "square", y), op(b, "square", x)))
+        size = op(b, "add", op(b, "square", y), op(b, "square", x))
+        scaled = op(b, "where", op(b, "eq", size, 0.0), 0.0, op(b, "div", g, size))
         return mul(b, scaled, x), op(b, "neg", mul(b, scaled, y))
 
     def div_rule(b: Builder, g: Value, out: Value, args: tuple[Value, ...]) -> tuple[Value | None, ...]:
-        by_x = op(b, "div", g, args[1])
-        return by_x, op(b, "neg", mul(b, by_x, out))
+        return op(b, "div", g, args[1]), op(b, "neg", mul(b, g, op(b, "div", out, args[1])))
 
     def where_rule(b: Builder, g: Value, out: Value, args: tuple[Value, ...]) -> tuple[Value | None, ...]:
         return None, op(b, "where", args[0], g, 0.0), op(b, "where", args[0], 0.0, g)
+
+    def bell(b: Builder, x: Value) -> Value:
+        return op(b, "exp", op(b, "neg", op(b, "square", x)))
 
     rules: dict[str, Rule] = {
         "neg": one(lambda b, g, out, x: op(b, "neg", g)),
@@ -80,6 +83,7 @@ def _rules() -> dict[str, Rule]:
         "reciprocal": one(lambda b, g, out, x: op(b, "neg", mul(b, g, op(b, "square", out)))),
         "square": one(lambda b, g, out, x: mul(b, g, mul(b, x, 2.0))),
         "exp": one(lambda b, g, out, x: mul(b, g, out)),
+        "exp2": one(lambda b, g, out, x: mul(b, g, mul(b, out, math.log(2.0)))),
         "expm1": one(lambda b, g, out, x: mul(b, g, op(b, "add", out, 1.0))),
         "log": one(lambda b, g, out, x: op(b, "div", g, x)),
         "log1p": one(lambda b, g, out, x: op(b, "div", g, op(b, "add", x, 1.0))),
@@ -94,28 +98,23 @@ def _rules() -> dict[str, Rule]:
             lambda b, g, out, x: op(b, "neg", mul(b, g, op(b, "rsqrt", op(b, "sub", 1.0, op(b, "square", x)))))
         ),
         "atan": one(lambda b, g, out, x: op(b, "div", g, op(b, "add", op(b, "square", x), 1.0))),
+        "asinh": one(lambda b, g, out, x: mul(b, g, op(b, "rsqrt", op(b, "add", op(b, "square", x), 1.0)))),
+        "acosh": one(lambda b, g, out, x: mul(b, g, op(b, "rsqrt", op(b, "sub", op(b, "square", x), 1.0)))),
+        "atanh": one(lambda b, g, out, x: op(b, "div", g, op(b, "sub", 1.0, op(b, "square", x)))),
         "sigmoid": one(lambda b, g, out, x: op(b, "sigmoid_back", g, out)),
         "softplus": one(lambda b, g, out, x: op(b, "softplus_back", g, x)),
-        "relu": one(lambda b, g, out, x: op(b, "where", op(b, "gt", x, 0.0), g, 0.0)),
-        "erf": one(
-            lambda b, g, out, x: mul(
-                b, g, mul(b, op(b, "exp", op(b, "neg", op(b, "square", x))), 2 / math.sqrt(math.pi))
-            )
-        ),
+        "relu": one(lambda b, g, out, x: op(b, "where", op(b, "le", x, 0.0), 0.0, g)),
+        "erf": one(lambda b, g, out, x: mul(b, g, mul(b, bell(b, x), 2 / math.sqrt(math.pi)))),
+        "erfc": one(lambda b, g, out, x: mul(b, g, mul(b, bell(b, x), -2 / math.sqrt(math.pi)))),
         "add": lambda b, g, out, args: (g, g),
         "sub": lambda b, g, out, args: (g, op(b, "neg", g)),
         "mul": lambda b, g, out, args: (mul(b, g, args[1]), mul(b, g, args[0])),
         "div": div_rule,
         "pow": pow_rule,
-        "minimum": lambda b, g, out, args: (
-            half_at_tie(b, g, args[0], args[1], "lt"),
-            half_at_tie(b, g, args[0], args[1], "gt"),
-        ),
-        "maximum": lambda b, g, out, args: (
-            half_at_tie(b, g, args[0], args[1], "gt"),
-            half_at_tie(b, g, args[0], args[1], "lt"),
-        ),
+        "minimum": extremum("gt"),
+        "maximum": extremum("lt"),
         "atan2": atan2_rule,
+        "hypot": lambda b, g, out, args: (mul(b, g, op(b, "div", args[0], out)), mul(b, g, op(b, "div", args[1], out))),
         "fmod": lambda b, g, out, args: (g, op(b, "neg", mul(b, g, op(b, "trunc", op(b, "div", *args))))),
         "remainder": lambda b, g, out, args: (g, op(b, "neg", mul(b, g, op(b, "floor", op(b, "div", *args))))),
         "where": where_rule,
@@ -156,7 +155,8 @@ class _Reverse:
         self.active: set[int] = set()
         for value in self.order:
             leaf = value.op in (STATE, SHARED, SAMPLE)
-            if leaf or (value.op != "stop" and any(id(arg) in self.active for arg in value.args)):
+            passes = value.op != "stop" or value.gradient is not None
+            if leaf or (passes and any(id(arg) in self.active for arg in value.args)):
                 self.active.add(id(value))
 
     def add(self, value: Value, cotangent: Value | None) -> None:
@@ -242,6 +242,9 @@ class _Reverse:
                 self.add(x, b.pointwise("mul", hit, b.gather(share, spread)))
         elif value.op == "matmul":
             self.matmul(value, g)
+        elif value.gradient is not None:
+            for operand, cotangent in value.gradient(g):
+                self.add(operand, cotangent)
         elif value.op in RULES:
             grads = RULES[value.op](b, g, value, value.args)
             for arg, grad in zip(value.args, grads, strict=True):

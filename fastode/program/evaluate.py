@@ -9,8 +9,6 @@ from torch import Tensor
 
 from fastode.program.ir import COTANGENT, SAMPLE, SHARED, STATE, TIME, Map, Program, Pullback, Value
 
-_TORCH_NAMES = {"remainder": torch.remainder, "fmod": torch.fmod}
-
 
 class _Values:
     """Values by their torch tensors: per-sample ones (B, size), shared ones (1, size)."""
@@ -48,7 +46,7 @@ class _Values:
         if op == "const":
             return self.like.new_full((1, 1), value.data[0])
         if op == "stop":
-            return args[0].detach()
+            return args[0] if value.gradient is not None else args[0].detach()
         if op == "gather":
             assert value.index is not None
             index = self.index(value.index)
@@ -91,7 +89,7 @@ def pointwise(op: str, args: Sequence[Tensor]) -> Tensor:
     if op == "fma":
         return args[0] * args[1] + args[2]
     if op == "tanh_back":
-        return args[0] * (1 - args[1] * args[1])
+        return torch.ops.aten.tanh_backward(*torch.broadcast_tensors(*args))
     if op == "sigmoid_back":
         return args[0] * args[1] * (1 - args[1])
     if op == "softplus":

@@ -30,6 +30,7 @@ UNARY: dict[str, Callable[[float], float]] = {
     "reciprocal": lambda x: 1 / x,
     "square": lambda x: x * x,
     "exp": math.exp,
+    "exp2": lambda x: math.pow(2.0, x),
     "expm1": math.expm1,
     "log": math.log,
     "log1p": math.log1p,
@@ -42,10 +43,14 @@ UNARY: dict[str, Callable[[float], float]] = {
     "asin": math.asin,
     "acos": math.acos,
     "atan": math.atan,
+    "asinh": math.asinh,
+    "acosh": math.acosh,
+    "atanh": math.atanh,
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
     "softplus": lambda x: x if x > 20 else math.log1p(math.exp(x)),
     "relu": lambda x: max(x, 0.0),
     "erf": math.erf,
+    "erfc": math.erfc,
     "floor": lambda x: float(math.floor(x)),
     "ceil": lambda x: float(math.ceil(x)),
     "round": lambda x: float(round(x)),
@@ -57,10 +62,11 @@ BINARY: dict[str, Callable[[float, float], float]] = {
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
-    "pow": lambda a, b: a**b,
+    "pow": math.pow,
     "minimum": min,
     "maximum": max,
     "atan2": math.atan2,
+    "hypot": math.hypot,
     "fmod": math.fmod,
     "remainder": lambda a, b: a % b,
     "eq": lambda a, b: float(a == b),
@@ -85,15 +91,17 @@ class Value:
 
     Attributes:
         op: a leaf (``LEAVES``), ``const``, a name in ``POINTWISE``, ``gather``, ``scatter``, ``cat``, ``sum``,
-            ``amax``, ``matmul``, ``stop`` (no gradient beyond it) or ``unsupported``.
+            ``amax``, ``matmul``, ``stop`` (its operand, with ``gradient`` for its derivative, none if that is None)
+            or ``unsupported``.
         args: operands; those of pointwise operations have this value's size, or 1.
         size: number of components.
         data: const: (number,). shared, sample: (index of the leaf,). sum, amax: (outer, reduced, inner) of the operand.
             matmul: (M, K, N, offset, row stride, column stride of each of the two operands in turn).
-            unsupported: (reason, line of the user's code).
+            unsupported: (reason, line of the user's code). stop: what tells equal ones apart.
         index: gather: the operand's component for each of this value's, -1 for zero; scatter: the component of
             this value that each of the operand's is added to, -1 for none.
         where: the line of the user's code it came from.
+        gradient: stop: cotangent -> pairs of a value that the operand is made of and what is added to its cotangent.
     """
 
     op: str
@@ -102,6 +110,7 @@ class Value:
     data: tuple[Any, ...] = ()
     index: Map | None = None
     where: str | None = None
+    gradient: Callable[[Value], Iterable[tuple[Value, Value]]] | None = None
 
     @property
     def constant(self) -> float | None:
@@ -261,6 +270,22 @@ class Builder:
         """Something that no program can compute; an error only if the result depends on it."""
         return self.make("unsupported", (), size, (reason, where or self.where))
 
+    def with_gradient(
+        self, value: Value, key: tuple[Any, ...], gradient: Callable[[Value], Iterable[tuple[Value, Value]]]
+    ) -> Value:
+        """The value, with a derivative that is not that of the operations it is made of.
+
+        Args:
+            value: what executors compute.
+            key: tells other derivatives of the same value apart.
+            gradient: as ``Value.gradient``.
+        """
+        if value.op in ("const", "unsupported"):
+            return value
+        made = self.make("stop", (value,), value.size, key)
+        made.gradient = gradient
+        return made
+
     def pointwise(self, op: str, *args: Value | float) -> Value:
         """A pointwise operation, folded where its operands are numbers."""
         values = [arg if isinstance(arg, Value) else self.const(arg) for arg in args]
@@ -268,7 +293,7 @@ class Builder:
         numbers = [v.constant for v in values]
         if op in UNARY or op in BINARY:
             known = [n for n in numbers if n is not None]
-            if len(known) == len(numbers):
+            if len(known) == len(numbers) and not any(map(math.isnan, known)):
                 try:
                     return self.const(UNARY[op](*known) if op in UNARY else BINARY[op](*known))
                 except (ArithmeticError, ValueError):
@@ -304,14 +329,21 @@ class Builder:
                 return x
             if second == 2.0:
                 return self.pointwise("square", x)
-            if second == 3.0:
-                return self.pointwise("mul", x, self.pointwise("square", x))
-            if second == 4.0:
-                return self.pointwise("square", self.pointwise("square", x))
             if second == 0.5:
                 return self.pointwise("sqrt", x)
             if second == -1.0:
                 return self.pointwise("reciprocal", x)
+            simpler = {
+                3.0: lambda: self.pointwise("mul", x, self.pointwise("square", x)),
+                4.0: lambda: self.pointwise("square", self.pointwise("square", x)),
+                -2.0: lambda: self.pointwise("reciprocal", self.pointwise("square", x)),
+                -0.5: lambda: self.pointwise("rsqrt", x),
+            }.get(second)
+            if simpler is not None:
+                slope = lambda: self.pointwise("mul", self.pointwise("pow", x, second - 1.0), second)  # noqa: E731
+                return self.with_gradient(
+                    simpler(), ("pow", second), lambda g: ((x, self.pointwise("mul", g, slope())),)
+                )
         return None
 
     def gather(self, x: Value, index: Map) -> Value:

@@ -8,7 +8,7 @@ Every tensor is a storage and an index into it, so that views, and writing throu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -363,7 +363,7 @@ class _Lowering:
             if number in in_place:
                 self.write(number, self.b.unsupported(problem))
             else:
-                self.set(number, self.b.unsupported(problem), Meta((), None, self.dtype))
+                self.set(number, self.b.unsupported(problem), self.graph.metas[number])
             if number == call.outputs[0]:
                 return
         value = self.dynamic(call)
@@ -380,7 +380,8 @@ class _Lowering:
         else:
             self.set(output, value, self.graph.metas[output])
         for number in call.outputs[1:]:
-            self.set(number, self.b.unsupported(f"another result of {func} than the first"), Meta((), None, self.dtype))
+            another = self.b.unsupported(f"another result of {func} than the first")
+            self.set(number, another, self.graph.metas[number])
 
     def fill(self, call: Call) -> None:
         (number,) = call.outputs
@@ -575,6 +576,32 @@ def _amin(b: Builder, x: Value, outer: int, reduced: int, call: Call) -> Value:
     return b.pointwise("neg", b.amax(b.pointwise("neg", x), outer, reduced, 1))
 
 
+def _first(kind: str) -> Callable[[Builder, Value, int, int, Call], Value]:
+    """The largest or smallest, with its gradient to the first such component, whose index torch returns."""
+
+    def reduce(b: Builder, x: Value, outer: int, reduced: int, call: Call) -> Value:
+        value = b.amax(x, outer, reduced, 1) if kind == "max" else _amin(b, x, outer, reduced, call)
+
+        def gradient(g: Value) -> Iterable[tuple[Value, Value]]:
+            spread = np.repeat(np.arange(outer), reduced)
+            unknown = b.pointwise("ne", x, x)
+            hit = b.pointwise("logical_or", b.pointwise("eq", x, b.gather(value, spread)), unknown)
+            place = np.arange(outer * reduced).reshape(outer, reduced)
+
+            def shifted(seen: Value, by: int) -> Value:
+                return b.gather(seen, np.concatenate([np.full((outer, by), -1), place[:, :-by]], axis=1))
+
+            before, step = shifted(hit, 1), 1  # whether one of the components in front is a hit, by doubling
+            while step < reduced:
+                before, step = b.pointwise("maximum", before, shifted(before, step)), 2 * step
+            chosen = b.pointwise("where", before, 0.0, hit)
+            return ((x, b.pointwise("where", chosen, b.gather(g, spread), 0.0)),)
+
+        return b.with_gradient(value, ("first", id(x)), gradient) if reduced > 1 else value
+
+    return reduce
+
+
 def _prod(b: Builder, x: Value, outer: int, reduced: int, call: Call) -> Value:
     if reduced > _MAX_PRODUCTS:
         return b.unsupported(f"a product of {reduced} components")
@@ -589,9 +616,14 @@ def _variance(b: Builder, x: Value, outer: int, reduced: int, call: Call) -> Val
     degrees = reduced - (1.0 if correction is None else float(correction))
     if degrees <= 0:
         return b.unsupported("a variance of too few components")
-    mean = b.gather(_mean(b, x, outer, reduced, call), np.repeat(np.arange(outer), reduced))
-    squares = b.pointwise("square", b.pointwise("sub", x, mean))
-    return b.pointwise("div", b.sum(squares, outer, reduced, 1), degrees)
+    spread = np.repeat(np.arange(outer), reduced)
+    centred = b.pointwise("sub", x, b.gather(_mean(b, x, outer, reduced, call), spread))
+    value = b.pointwise("div", b.sum(b.pointwise("square", centred), outer, reduced, 1), degrees)
+
+    def gradient(g: Value) -> Iterable[tuple[Value, Value]]:
+        return ((x, b.pointwise("mul", b.pointwise("mul", centred, 2 / degrees), b.gather(g, spread))),)
+
+    return b.with_gradient(value, ("variance", degrees), gradient)
 
 
 def _root(b: Builder, x: Value) -> Value:
@@ -605,6 +637,8 @@ _REDUCTIONS: dict[str, Callable[[Builder, Value, int, int, Call], Value]] = {
     "mean": _mean,
     "amax": lambda b, x, outer, reduced, call: b.amax(x, outer, reduced, 1),
     "amin": _amin,
+    "max": _first("max"),
+    "min": _first("min"),
     "prod": _prod,
     "var": _variance,
     "std": lambda b, x, outer, reduced, call: _root(b, _variance(b, x, outer, reduced, call)),
@@ -733,7 +767,9 @@ def _is_one(meta: Meta, target: Meta, dim: int, stacked: bool) -> bool:
 
 
 def _copy(low: _Lowering, call: Call, meta: Meta) -> Value:
-    return low.read(call.args[0].index)
+    value = low.read(call.args[0].index)
+    numbers = low.graph.metas[call.args[0].index].dtype != torch.bool
+    return low.b.pointwise("ne", value, 0.0) if meta.dtype == torch.bool and numbers else value
 
 
 def _move(low: _Lowering, call: Call, meta: Meta) -> Value:
@@ -811,14 +847,24 @@ def _softmax(log: bool) -> Callable[[_Lowering, Call, Meta], Value]:
         outer, reduced = int(np.prod(meta.shape[:dim])), meta.shape[dim]
         inner = int(np.prod(meta.shape[dim + 1 :]))
         spread = np.broadcast_to(np.arange(outer * inner).reshape(outer, 1, inner), (outer, reduced, inner))
-        top = low.b.amax(x, outer, reduced, inner)
-        top = low.b.make("stop", (top,), top.size)  # the shift cancels in the gradient
-        shifted = low.b.pointwise("sub", x, low.b.gather(top, spread))
-        powers = low.b.pointwise("exp", shifted)
-        total = low.b.sum(powers, outer, reduced, inner)
+        b = low.b
+        whole = lambda value: b.gather(value, spread)  # noqa: E731
+        shifted = b.pointwise("sub", x, whole(b.amax(x, outer, reduced, inner)))
+        powers = b.pointwise("exp", shifted)
+        total = b.sum(powers, outer, reduced, inner)
         if log:
-            return low.b.pointwise("sub", shifted, low.b.gather(low.b.pointwise("log", total), spread))
-        return low.b.pointwise("div", powers, low.b.gather(total, spread))
+            out = b.pointwise("sub", shifted, whole(b.pointwise("log", total)))
+        else:
+            out = b.pointwise("div", powers, whole(total))
+
+        def gradient(g: Value) -> Iterable[tuple[Value, Value]]:
+            if log:
+                by = b.pointwise("mul", b.pointwise("exp", out), whole(b.sum(g, outer, reduced, inner)))
+                return ((x, b.pointwise("sub", g, by)),)
+            common = b.sum(b.pointwise("mul", g, out), outer, reduced, inner)
+            return ((x, b.pointwise("mul", out, b.pointwise("sub", g, whole(common)))),)
+
+        return b.with_gradient(out, ("softmax", outer, reduced, inner, id(x)), gradient)
 
     return lower
 
@@ -971,21 +1017,120 @@ def _norm(low: _Lowering, call: Call, meta: Meta) -> Value:
         return x
     if order == 0 or order == -np.inf:
         return b.unsupported(f"{call.func} of order {order}")
-    powers = {
-        1.0: lambda: b.pointwise("abs", x),
-        2.0: lambda: b.pointwise("square", x),
-        np.inf: lambda: b.pointwise("abs", x),
-    }.get(order, lambda: b.pointwise("pow", b.pointwise("abs", x), order))()
-    low.set(-1, powers, source)
     low.graph.metas[-1] = source
     inner = Call(call.func, (Ref(-1), args[2]), {}, call.outputs, call.grad, call.where)
-    total = _reduce("amax" if order == np.inf else "sum")(low, inner, meta)
-    if total.op == "unsupported" or order in (1.0, np.inf):
-        return total
-    if order == 2.0:
-        return _root(b, total)
-    zero = b.pointwise("eq", total, 0.0)
-    return b.pointwise("where", zero, 0.0, b.pointwise("pow", b.pointwise("where", zero, 1.0, total), 1 / order))
+
+    def reduce(kind: str, value: Value) -> Value:
+        low.set(-1, value, source)
+        return _reduce(kind)(low, inner, meta)
+
+    size = b.pointwise("abs", x)
+    if x.size == int(np.prod(meta.shape)):  # of single numbers
+        value = size
+    elif order in (1.0, np.inf):
+        value = reduce("sum" if order == 1.0 else "amax", size)
+    elif order == 2.0:
+        value = b.pointwise("sqrt", reduce("sum", b.pointwise("square", x)))
+    else:
+        value = b.pointwise("pow", reduce("sum", b.pointwise("pow", size, order)), 1 / order)
+    dims = _dims(args[2], len(source.shape))
+    kept = np.arange(int(np.prod(meta.shape))).reshape([1 if d in dims else n for d, n in enumerate(source.shape)])
+    spread = np.broadcast_to(kept, source.shape)
+
+    def gradient(g: Value) -> Iterable[tuple[Value, Value]]:
+        op = b.pointwise
+        whole, norm, sign = b.gather(g, spread), b.gather(value, spread), op("sign", x)
+        if order == 1.0:
+            return ((x, op("mul", sign, whole)),)
+        if order == 2.0:
+            return ((x, op("mul", whole, op("where", op("eq", norm, 0.0), 0.0, op("div", x, norm)))),)
+        if order == np.inf:
+            hit = op("logical_or", op("eq", size, norm), op("logical_and", op("ne", x, x), op("ne", norm, norm)))
+            count = b.gather(reduce("sum", hit), spread)
+            return ((x, op("mul", sign, op("mul", op("div", whole, count), hit))),)
+        if order < 1.0:
+            scaled = op("mul", sign, op("where", op("eq", x, 0.0), 0.0, op("pow", size, order - 1.0)))
+            return ((x, op("mul", op("mul", scaled, whole), op("pow", norm, 1.0 - order))),)
+        scaled = op("mul", sign, op("pow", size, order - 1.0))
+        if order > 2.0:
+            scaled = op("mul", x, op("pow", size, order - 2.0))
+        common = op("where", op("eq", norm, 0.0), 0.0, op("div", whole, op("pow", norm, order - 1.0)))
+        return ((x, op("mul", scaled, common)),)
+
+    return b.with_gradient(value, ("norm", order, id(x)), gradient)
+
+
+def _log_sum_exp(low: _Lowering, call: Call, meta: Meta) -> Value:
+    x, b = low.read(call.args[0].index), low.b
+    source = low.graph.metas[call.args[0].index]
+    dims = _dims(call.args[1], len(source.shape))
+    if x.op == "unsupported":
+        return x
+    if source.batch_dim in dims:
+        return b.unsupported(f"{call.func} over the samples")
+    kept = [d for d in range(len(source.shape)) if d not in dims]
+    index = np.arange(x.size).reshape(source.shape).transpose([*kept, *dims]).reshape(-1)
+    reduced = int(np.prod([source.shape[d] for d in dims]))
+    outer = x.size // reduced
+    moved = b.gather(x, index)
+    spread = np.repeat(np.arange(outer), reduced)
+    top = b.amax(moved, outer, reduced, 1)
+    top = b.pointwise("where", b.pointwise("eq", b.pointwise("abs", top), np.inf), 0.0, top)
+    powers = b.pointwise("exp", b.pointwise("sub", moved, b.gather(top, spread)))
+    out = b.pointwise("add", b.pointwise("log", b.sum(powers, outer, reduced, 1)), top)
+
+    def gradient(g: Value) -> Iterable[tuple[Value, Value]]:
+        share = b.pointwise("exp", b.pointwise("sub", moved, b.gather(out, spread)))
+        return ((moved, b.pointwise("mul", b.gather(g, spread), share)),)
+
+    return b.with_gradient(out, ("log_sum_exp", id(moved)), gradient)
+
+
+def _largest_of(low: _Lowering, x: Value, windows: list[list[int]], call: Call) -> Value:
+    """The largest component of each window, with the gradient to the first such."""
+    longest = max(map(len, windows))
+    table = np.array(
+        [window + window[-1:] * (longest - len(window)) for window in windows]
+    )  # the last again is no first
+    return _first("max")(low.b, low.b.gather(x, table), len(windows), longest, call)
+
+
+def _max_pool(low: _Lowering, call: Call, meta: Meta) -> Value:
+    given = [*call.args[1:], *[None, 0, 1, False][len(call.args) - 2 :]]
+    pair = lambda v: [int(v)] * 2 if isinstance(v, int) else [int(n) for n in v] * (2 // len(v))  # noqa: E731
+    kernel, padding, dilation = pair(given[0]), pair(given[2]), pair(given[3])
+    stride = pair(given[1]) if given[1] else kernel
+    source = low.graph.metas[call.args[0].index]
+    x = low.read(call.args[0].index)
+    if x.op == "unsupported":
+        return x
+    if source.batch_dim is None or source.batch_dim >= len(source.shape) - 2:
+        return low.b.unsupported(f"{call.func} over the samples")
+    (height, width), (rows, cols) = source.shape[-2:], meta.shape[-2:]
+    windows = []
+    for start in range(0, x.size, height * width):
+        for i, j in np.ndindex(rows, cols):
+            ys = [i * stride[0] - padding[0] + k * dilation[0] for k in range(kernel[0])]
+            xs = [j * stride[1] - padding[1] + k * dilation[1] for k in range(kernel[1])]
+            windows.append([start + r * width + c for r in ys for c in xs if 0 <= r < height and 0 <= c < width])
+    return _largest_of(low, x, windows, call)
+
+
+def _adaptive_max_pool(low: _Lowering, call: Call, meta: Meta) -> Value:
+    source = low.graph.metas[call.args[0].index]
+    x = low.read(call.args[0].index)
+    if x.op == "unsupported":
+        return x
+    if source.batch_dim is None or source.batch_dim >= len(source.shape) - 2:
+        return low.b.unsupported(f"{call.func} over the samples")
+    (height, width), (rows, cols) = source.shape[-2:], meta.shape[-2:]
+    part = lambda i, n, size: range(i * size // n, -(-(i + 1) * size // n))  # noqa: E731
+    windows = [
+        [start + r * width + c for r in part(i, rows, height) for c in part(j, cols, width)]
+        for start in range(0, x.size, height * width)
+        for i, j in np.ndindex(rows, cols)
+    ]
+    return _largest_of(low, x, windows, call)
 
 
 RULES: dict[Any, Callable[[_Lowering, Call, Meta], Value]] = {
@@ -1010,8 +1155,10 @@ RULES: dict[Any, Callable[[_Lowering, Call, Meta], Value]] = {
     _aten.mean.default: _reduce("mean"),
     _aten.amax.default: _reduce("amax"),
     _aten.amin.default: _reduce("amin"),
-    _aten.max.dim: _reduce("amax"),
-    _aten.min.dim: _reduce("amin"),
+    _aten.max.dim: _reduce("max"),
+    _aten.min.dim: _reduce("min"),
+    _aten.max_pool2d_with_indices.default: _max_pool,
+    _aten.adaptive_max_pool2d.default: _adaptive_max_pool,
     _aten.prod.dim_int: _reduce("prod"),
     _aten.var.correction: _reduce("var"),
     _aten.std.correction: _reduce("std"),
@@ -1024,6 +1171,7 @@ RULES: dict[Any, Callable[[_Lowering, Call, Meta], Value]] = {
     _aten.index_select.default: _index_select,
     _aten.index_put.default: _index_put,
     _aten.index_add.default: _index_add,
+    _aten.logsumexp.default: _log_sum_exp,
     _aten._softmax.default: _softmax(False),
     _aten._log_softmax.default: _softmax(True),
     _aten.select_backward.default: _scattered,

@@ -80,6 +80,8 @@ class _Printer:
             name = "sum" if op == "sum" else "max"
             over = "" if outer * inner == 1 else f" over {reduced} of {outer}x{reduced}x{inner}"
             return f"{name}({self.text(value.args[0])[0]}{over})", _ATOM
+        if op == "stop" and value.gradient is not None:
+            return self.expression(value.args[0])
         if op == "stop":
             return f"constant({self.text(value.args[0])[0]})", _ATOM
         return f"{op}({', '.join(self.text(arg)[0] for arg in value.args)})", _ATOM

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fastode.program import functions
 from fastode.program.ir import Builder, Value
 
 _aten = torch.ops.aten
@@ -37,30 +38,10 @@ def _rsub(b: Builder, x: Any, y: Any, alpha: float = 1) -> Value:
 
 
 def _div(b: Builder, x: Any, y: Any, rounding_mode: str | None = None) -> Value:
+    if rounding_mode == "floor":
+        return functions.floor_divide(b, x, y)
     quotient = b.pointwise("div", x, y)
-    return (
-        quotient if rounding_mode is None else b.pointwise("floor" if rounding_mode == "floor" else "trunc", quotient)
-    )
-
-
-def _clamp(b: Builder, x: Value, low: Any = None, high: Any = None) -> Value:
-    if low is not None:
-        x = _limit(b, x, low, "lt")
-    return x if high is None else _limit(b, x, high, "gt")
-
-
-def _limit(b: Builder, x: Value, bound: Any, beyond: str) -> Value:
-    """At the bound itself the gradient goes to x, as torch's clamp has it."""
-    return b.pointwise("where", b.pointwise(beyond, x, bound), bound, x)
-
-
-def _gelu(b: Builder, x: Value, approximate: str = "none") -> Value:
-    if approximate == "tanh":
-        inner = b.pointwise("add", x, b.pointwise("mul", b.pointwise("pow", x, 3.0), 0.044715))
-        gate = b.pointwise("tanh", b.pointwise("mul", inner, math.sqrt(2 / math.pi)))
-    else:
-        gate = b.pointwise("erf", b.pointwise("mul", x, math.sqrt(0.5)))
-    return b.pointwise("mul", b.pointwise("mul", x, 0.5), b.pointwise("add", gate, 1.0))
+    return quotient if rounding_mode is None else b.pointwise("trunc", quotient)
 
 
 def _softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
@@ -88,17 +69,6 @@ def _log_sigmoid(b: Builder, x: Value) -> Value:
     return b.pointwise("sub", low, rest)
 
 
-def _elu(b: Builder, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
-    positive = b.pointwise("gt", x, 0.0)
-    low = b.pointwise("where", positive, 0.0, x)  # exp(x) of the other branch must not overflow
-    bent = b.pointwise("mul", b.pointwise("expm1", b.pointwise("mul", low, float(input_scale))), float(alpha * scale))
-    return b.pointwise("where", positive, b.pointwise("mul", x, float(scale)), bent)
-
-
-def _celu(b: Builder, x: Value, alpha: float = 1) -> Value:
-    return _elu(b, x, alpha, 1, 1 / alpha)
-
-
 def _leaky_relu(b: Builder, x: Value, slope: float = 0.01) -> Value:
     return b.pointwise("where", b.pointwise("gt", x, 0.0), x, b.pointwise("mul", x, float(slope)))
 
@@ -107,35 +77,12 @@ def _threshold(b: Builder, x: Value, threshold: float, value: float) -> Value:
     return b.pointwise("where", b.pointwise("le", x, float(threshold)), float(value), x)
 
 
-def _hardtanh(b: Builder, x: Value, low: float = -1, high: float = 1) -> Value:
-    # Zero gradient at the bounds themselves, unlike clamp.
-    x = b.pointwise("where", b.pointwise("le", x, float(low)), float(low), x)
-    return b.pointwise("where", b.pointwise("ge", x, float(high)), float(high), x)
-
-
-def _gate(b: Builder, x: Value) -> Value:
-    """relu6(x + 3) / 6."""
-    return b.pointwise("div", _hardtanh(b, b.pointwise("add", x, 3.0), 0, 6), 6.0)
-
-
-def _mish(b: Builder, x: Value) -> Value:
-    return b.pointwise("mul", x, b.pointwise("tanh", _softplus(b, x)))
-
-
-def _lerp(b: Builder, x: Value, y: Value, weight: Any) -> Value:
-    return b.pointwise("add", x, b.pointwise("mul", weight, b.pointwise("sub", y, x)))
-
-
 def _addcmul(b: Builder, x: Value, y: Value, z: Value, value: float = 1) -> Value:
     return b.pointwise("add", x, b.pointwise("mul", b.pointwise("mul", y, z), float(value)))
 
 
 def _addcdiv(b: Builder, x: Value, y: Value, z: Value, value: float = 1) -> Value:
     return b.pointwise("add", x, b.pointwise("mul", b.pointwise("div", y, z), float(value)))
-
-
-def _exp2(b: Builder, x: Value) -> Value:
-    return b.pointwise("exp", b.pointwise("mul", x, math.log(2.0)))
 
 
 def _log_over(divisor: float) -> Pointwise:
@@ -152,48 +99,8 @@ def _fmin(chosen: str) -> Pointwise:
     return build
 
 
-def _hypot(b: Builder, x: Any, y: Any) -> Value:
-    return b.pointwise("sqrt", b.pointwise("add", b.pointwise("square", x), b.pointwise("square", y)))
-
-
-def _logaddexp(b: Builder, x: Any, y: Any) -> Value:
-    gap = b.pointwise("abs", b.pointwise("sub", x, y))
-    return b.pointwise(
-        "add", b.pointwise("maximum", x, y), b.pointwise("log1p", b.pointwise("exp", b.pointwise("neg", gap)))
-    )
-
-
-def _odd(positive: Callable[[Builder, Value], Value]) -> Pointwise:
-    """An odd function from its half for x >= 0, with its slope at 0."""
-
-    def build(b: Builder, x: Value) -> Value:
-        below = b.pointwise("lt", x, 0.0)
-        half = positive(b, b.pointwise("where", below, b.pointwise("neg", x), x))
-        return b.pointwise("where", below, b.pointwise("neg", half), half)
-
-    return build
-
-
-def _asinh(b: Builder, x: Value) -> Value:
-    """log1p(x + x^2 / (1 + sqrt(1 + x^2))) for x >= 0."""
-    square = b.pointwise("square", x)
-    root = b.pointwise("sqrt", b.pointwise("add", square, 1.0))
-    return b.pointwise("log1p", b.pointwise("add", x, b.pointwise("div", square, b.pointwise("add", root, 1.0))))
-
-
-def _acosh(b: Builder, x: Value) -> Value:
-    above = b.pointwise("sub", x, 1.0)
-    root = b.pointwise("sqrt", b.pointwise("mul", above, b.pointwise("add", x, 1.0)))
-    return b.pointwise("log1p", b.pointwise("add", above, root))
-
-
-def _atanh(b: Builder, x: Value) -> Value:
-    pair = b.pointwise("log1p", x), b.pointwise("log1p", b.pointwise("neg", x))
-    return b.pointwise("mul", b.pointwise("sub", *pair), 0.5)
-
-
 def _xor(b: Builder, x: Value, y: Value) -> Value:
-    return b.pointwise("ne", x, y)
+    return b.pointwise("ne", *(b.pointwise("ne", v, 0.0) for v in (x, y)))
 
 
 POINTWISE: dict[Any, Pointwise] = {}
@@ -217,15 +124,16 @@ _SAME = (
         "reciprocal",
         "square",
         "exp",
+        "exp2",
         "expm1",
         "log",
         "log1p",
         "sin",
         "cos",
-        "tan",
     ),
+    *("tan", "asinh", "acosh", "atanh", "erfc", "hypot"),
     *("sinh", "cosh", "tanh", "asin", "acos", "atan", "sigmoid", "relu", "erf", "floor", "ceil", "trunc", "mul", "pow"),
-    *("minimum", "maximum", "atan2", "fmod", "remainder", "eq", "ne", "lt", "le", "gt", "ge", "logical_and"),
+    *("minimum", "maximum", "atan2", "fmod", "eq", "ne", "lt", "le", "gt", "ge", "logical_and"),
     *("logical_or", "logical_not", "where"),
 )
 _register({name: _same(name) for name in _SAME})
@@ -236,35 +144,39 @@ _register(
         "rsub": _rsub,
         "div": _div,
         "true_divide": _div,
-        "clamp": _clamp,
-        "clamp_min": _clamp,
-        "clamp_max": lambda b, x, high: _clamp(b, x, None, high),
-        "gelu": _gelu,
-        "silu": lambda b, x: b.pointwise("mul", x, b.pointwise("sigmoid", x)),
+        "clamp": functions.clamp,
+        "clamp_min": functions.clamp,
+        "clamp_max": lambda b, x, high: functions.clamp(b, x, None, high),
+        "gelu": functions.gelu,
+        "silu": functions.silu,
         "softplus": _softplus,
         "log_sigmoid_forward": _log_sigmoid,
-        "elu": _elu,
-        "celu": _celu,
+        "elu": functions.elu,
+        "celu": functions.celu,
         "rrelu_with_noise": lambda b, x, noise, lower=1 / 8, upper=1 / 3, training=False: _leaky_relu(
             b, x, (lower + upper) / 2
         ),
         "masked_fill": lambda b, x, mask, value: b.pointwise("where", mask, value, x),
         "leaky_relu": _leaky_relu,
         "threshold": _threshold,
-        "hardtanh": _hardtanh,
-        "hardsigmoid": _gate,
-        "hardswish": lambda b, x: b.pointwise("mul", x, _gate(b, x)),
-        "mish": _mish,
-        "lerp": _lerp,
+        "hardtanh": functions.hardtanh,
+        "hardsigmoid": functions.hardsigmoid,
+        "hardswish": functions.hardswish,
+        "mish": functions.mish,
+        "lerp": functions.lerp,
         "addcmul": _addcmul,
         "addcdiv": _addcdiv,
-        "exp2": _exp2,
-        "asinh": _odd(_asinh),
-        "acosh": _acosh,
-        "atanh": _atanh,
-        "erfc": lambda b, x: b.pointwise("sub", 1.0, b.pointwise("erf", x)),
-        "hypot": _hypot,
-        "logaddexp": _logaddexp,
+        "logaddexp": functions.logaddexp,
+        "remainder": functions.remainder,
+        "sinc": functions.sinc,
+        "logit": functions.logit,
+        "xlogy": functions.xlogy("log", 0.0),
+        "special_xlog1py": functions.xlogy("log1p", -1.0),
+        "hardshrink": functions.hardshrink,
+        "huber_loss": functions.loss("huber"),
+        "smooth_l1_loss": functions.loss("smooth_l1"),
+        "signbit": functions.signbit,
+        "copysign": functions.copysign,
         "fmin": _fmin("le"),
         "fmax": _fmin("ge"),
         "isnan": lambda b, x: b.pointwise("ne", x, x),

@@ -56,6 +56,18 @@ FASTODE_INLINE Vec<T> exp_v(Vec<T> x) {
     return (reduced_expm1<T>(at.r) + T(1)) * power_of_two<T>(half) * power_of_two<T>(at.n - half);
 }
 
+// 2^x
+template <class T>
+FASTODE_INLINE Vec<T> exp2_v(Vec<T> x) {
+    const T lowest = sizeof(T) == 4 ? T(-152) : T(-1078), highest = sizeof(T) == 4 ? T(129) : T(1025);
+    const Vec<T> clamped = greater<T>(splat<T>(lowest), lesser<T>(splat<T>(highest), x));  // a NaN stays
+    const Vec<T> shifter = splat<T>(Simd<T>::shifter);
+    const Vec<T> shifted = clamped + shifter;
+    const Vec<T> r = (clamped - (shifted - shifter)) * T(0.69314718055994530942);
+    const Mask<T> n = (Mask<T>)shifted - (Mask<T>)shifter, half = n >> 1;
+    return (reduced_expm1<T>(r) + T(1)) * power_of_two<T>(half) * power_of_two<T>(n - half);
+}
+
 template <class T>
 FASTODE_INLINE Vec<T> expm1_v(Vec<T> x) {
     using C = ExpConstants<T>;
@@ -72,11 +84,11 @@ FASTODE_INLINE F32 tanh_of(F32 x) {
     static constexpr float p[] = {1.33356405561e-8F, 2.05954065115e-5F, 3.49475932011e-3F, 0.133803286832F,
                                   0.999999979412F};
     static constexpr float q[] = {7.76878877086e-7F, 3.28427775494e-4F, 2.58738317452e-2F, 0.46713644167F, 1.0F};
-    const F32 limit = splat<float>(9.01F), one = splat<float>(1.0F);
-    const F32 a = greater<float>(-limit, lesser<float>(limit, x));  // a NaN stays
-    const F32 z = a * a;
-    const F32 ratio = a * polynomial<float>(z, p) / polynomial<float>(z, q);
-    return greater<float>(-one, lesser<float>(one, ratio));
+    // From here on, and not before, the result rounds to 1; the quotient only comes close.
+    const Mask<float> far = absolute<float>(x) >= 9.01084F;
+    const F32 one = splat<float>(1.0F), most = splat<float>(0.99999994F), z = x * x;
+    const F32 ratio = x * polynomial<float>(z, p) / polynomial<float>(z, q);
+    return select<float>(far, with_sign<float>(one, x), greater<float>(-most, lesser<float>(most, ratio)));
 }
 FASTODE_INLINE F64 tanh_of(F64 x) {
     const F64 e = expm1_v<double>(lesser<double>(splat<double>(20.0), absolute<double>(x)) * 2.0);
@@ -183,6 +195,36 @@ FASTODE_INLINE Vec<T> log1p_v(Vec<T> x) {
     const Split<T> at = split_exponent<T>(u);
     const Vec<T> result = log_limits<T>(u, log_of_split<T>(at.k, at.m - T(1), select<T>(u > T(0), lost / u, Vec<T>{})));
     return select<T>(x == T(0), x, result);
+}
+
+// Beyond this 1 + x^2 is x^2, and asinh and acosh are log(2 x).
+template <class T>
+constexpr T kLargeHyperbolic = sizeof(T) == 4 ? T(4096) : T(268435456);
+
+template <class T>
+FASTODE_INLINE Vec<T> asinh_v(Vec<T> x) {
+    const Vec<T> size = absolute<T>(x), z = size * size;
+    const Mask<T> large = size > kLargeHyperbolic<T>;
+    const Vec<T> small = size + z / (square_root(z + T(1)) + T(1));
+    const Vec<T> result = log1p_v<T>(select<T>(large, size - T(1), small));
+    return with_sign<T>(result + keep_if<T>(large, splat<T>(T(0.69314718055994530942))), x);
+}
+
+template <class T>
+FASTODE_INLINE Vec<T> acosh_v(Vec<T> x) {
+    const Vec<T> above = x - T(1);
+    const Mask<T> large = x > kLargeHyperbolic<T>;
+    const Vec<T> small = above + square_root(above * (x + T(1)));
+    const Vec<T> result = log1p_v<T>(select<T>(large, above, small));
+    const Vec<T> whole = result + keep_if<T>(large, splat<T>(T(0.69314718055994530942)));
+    return select<T>(x < T(1), splat<T>(static_cast<T>(__builtin_nan(""))), whole);
+}
+
+template <class T>
+FASTODE_INLINE Vec<T> atanh_v(Vec<T> x) {
+    const Vec<T> size = absolute<T>(x), twice = size + size;
+    const Vec<T> result = log1p_v<T>(twice + twice * size / (T(1) - size)) * T(0.5);
+    return select<T>(size > T(1), splat<T>(static_cast<T>(__builtin_nan(""))), with_sign<T>(result, x));
 }
 
 // log(1 + e^x), and x itself above 20, as torch has it: max(x, 0) + log(1 + e), with e = e^-|x| at most 1.

@@ -16,6 +16,7 @@ FASTODE_LIBM(tan)
 FASTODE_LIBM(asin)
 FASTODE_LIBM(acos)
 FASTODE_LIBM(atan)
+FASTODE_LIBM(erfc)
 FASTODE_LIBM(floor)
 FASTODE_LIBM(ceil)
 FASTODE_LIBM(trunc)
@@ -147,6 +148,34 @@ FASTODE_INLINE Vec<T> erf_v(Vec<T> x) {
     const Vec<T> u = (size - C::centre) / (size + C::centre);
     const Vec<T> large = T(1) - exp_v<T>(-z) * polynomial<T>(u, C::large);
     return select<T>(size < T(1), small, with_sign<T>(large, x));
+}
+
+// 1 - erf x, which loses all digits where erf x comes close to 1.
+template <class T>
+FASTODE_INLINE Vec<T> erfc_v(Vec<T> x) {
+    const Mask<T> tail = x > T(0.5);
+    Vec<T> result = T(1) - erf_v<T>(x);
+    if (any<T>(tail)) {
+        result = select<T>(tail, each<T>(x, [](T v, int) { return libm_erfc(v); }), result);
+    }
+    return result;
+}
+
+// sqrt(a^2 + b^2) of numbers that are first scaled to where their squares neither overflow nor vanish.
+template <class T>
+FASTODE_INLINE Vec<T> hypot_v(Vec<T> a, Vec<T> b) {
+    constexpr bool single = sizeof(T) == 4;
+    const T infinity = static_cast<T>(__builtin_inf());
+    const Vec<T> x = absolute<T>(a), y = absolute<T>(b), most = greater<T>(x, y), least = lesser<T>(x, y);
+    const Mask<T> large = most > (single ? T(1e18) : T(1e150)), small = most < (single ? T(1e-18) : T(1e-140));
+    const Vec<T> one = splat<T>(T(1));
+    const T down = single ? T(0x1p-70) : T(0x1p-540), up = single ? T(0x1p100) : T(0x1p600);
+    const Vec<T> scale = select<T>(large, splat<T>(down), select<T>(small, splat<T>(up), one));
+    const Vec<T> back = select<T>(large, splat<T>(1 / down), select<T>(small, splat<T>(1 / up), one));
+    const Vec<T> u = most * scale, v = least * scale;
+    const Vec<T> root = square_root(fma(u, u, v * v)) * back;
+    const Vec<T> known = select<T>((x != x) | (y != y), x + y, root);
+    return select<T>((x == infinity) | (y == infinity), splat<T>(infinity), known);
 }
 
 FASTODE_INLINE F32 floor_v(F32 x) {

@@ -11,11 +11,11 @@ namespace fastode {
 
 // clang-format off
 #define FASTODE_TILE_UNARY(X)                                                                                      \
-    X(copy) X(neg) X(abs) X(sign) X(sqrt) X(rsqrt) X(reciprocal) X(square) X(exp) X(expm1) X(log) X(log1p) X(sin)  \
-    X(cos) X(tan) X(sinh) X(cosh) X(tanh) X(asin) X(acos) X(atan) X(sigmoid) X(softplus) X(relu) X(erf) X(floor) X(ceil)       \
-    X(round) X(trunc) X(logical_not)
+    X(copy) X(neg) X(abs) X(sign) X(sqrt) X(rsqrt) X(reciprocal) X(square) X(exp) X(exp2) X(expm1) X(log) X(log1p) \
+    X(sin) X(cos) X(tan) X(sinh) X(cosh) X(tanh) X(asin) X(acos) X(atan) X(asinh) X(acosh) X(atanh) X(sigmoid)     \
+    X(softplus) X(relu) X(erf) X(erfc) X(floor) X(ceil) X(round) X(trunc) X(logical_not)
 #define FASTODE_TILE_BINARY(X)                                                                                     \
-    X(add) X(sub) X(mul) X(div) X(pow) X(minimum) X(maximum) X(atan2) X(fmod) X(remainder) X(eq) X(ne) X(lt)       \
+    X(add) X(sub) X(mul) X(div) X(pow) X(minimum) X(maximum) X(atan2) X(hypot) X(fmod) X(remainder) X(eq) X(ne) X(lt)       \
     X(le) X(gt) X(ge) X(logical_and) X(logical_or) X(tanh_back) X(sigmoid_back) X(softplus_back)
 #define FASTODE_TILE_TERNARY(X) X(where) X(fma)
 #define FASTODE_TILE_OTHER(X) X(fill) X(gather) X(scatter) X(sum) X(amax) X(matmul) X(acc_outer) X(acc)

@@ -97,6 +97,13 @@ class Constants:
         return np.array(self.rows, dtype=np.int64).reshape(-1, 7)
 
 
+def unaliased(value: Value) -> Value:
+    """The value that an alias stands for."""
+    while value.op == "stop":
+        value = value.args[0]
+    return value
+
+
 class Routine:
     """One instruction list: places for values, and the instructions that fill them."""
 
@@ -149,7 +156,7 @@ class Routine:
         for value in order:
             if value.op == "cat" and id(value) in computed:
                 start = 0
-                for piece in value.args:
+                for piece in map(unaliased, value.args):
                     free = id(piece) in computed and id(piece) not in self._inside and id(piece) not in fixed
                     if free and piece.op != "cat":
                         self._inside[id(piece)] = (value, start)
@@ -299,7 +306,7 @@ class Routine:
         if op == "cat":
             start = 0
             whole = self.place(value)
-            for piece in value.args:
+            for piece in map(unaliased, value.args):
                 if self._inside.get(id(piece)) != (value, start):
                     self.copy(piece, Place(whole.base, whole.offset + start))
                 start += piece.size
@@ -410,17 +417,17 @@ def assemble(program: Program, pullback: Pullback | None, rows: bool) -> Assembl
     """
     shared, sample = Constants(rows), Constants(rows)
     maps: list[int] = []
-    order = program.values()
+    order, output = program.values(), unaliased(program.output)
 
     def forward(reuse: bool, elsewhere: Sequence[Value] = ()) -> Routine:
         routine = Routine(shared, sample, maps, TMP, reuse)
         given = {id(v): Place(IN if v.op == STATE else TIME_BASE) for v in order if v.op in (STATE, TIME)}
-        if routine.own(program.output):
-            given[id(program.output)] = Place(OUT)
+        if routine.own(output):
+            given[id(output)] = Place(OUT)
         routine.plan(order, given, elsewhere)
         routine.emit(order)
-        if not routine.own(program.output):
-            routine.copy(program.output, Place(OUT))
+        if not routine.own(output):
+            routine.copy(output, Place(OUT))
         return routine
 
     solve, keep, reverse, accumulate = forward(True), Routine(shared, sample, maps, TMP, False), None, Code()

@@ -158,6 +158,8 @@ def _either(value: Value, op: str, number: float) -> Value | None:
 
 def _activation(value: Value) -> tuple[str, Value]:
     """Name and operand of an activation, as lowering writes it; "identity" and the value itself if it is none."""
+    if value.op == "stop" and value.gradient is not None:
+        value = value.args[0]
     if value.op in ("tanh", "sigmoid", "relu", "sin", "softplus"):
         return value.op, value.args[0]
     if value.op == "mul":

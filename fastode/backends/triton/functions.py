@@ -59,8 +59,8 @@ def larger(a, b):  # type: ignore[no-untyped-def] # Triton reads annotations
 
 @triton.jit
 def sign(x):  # type: ignore[no-untyped-def] # Triton reads annotations
-    """-1, 0 or 1; NaN of NaN."""
-    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
+    """-1, 0 or 1; 0 of NaN."""
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
 
 
 @triton.jit

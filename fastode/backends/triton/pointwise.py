@@ -9,8 +9,8 @@ from fastode.program.ir import BINARY, UNARY
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _LIBDEVICE = (
-    *("exp", "expm1", "log", "log1p", "sin", "cos", "tan", "sinh", "cosh", "tanh", "asin", "acos", "atan"),
-    *("erf", "trunc", "pow", "atan2", "fmod"),
+    *("exp", "exp2", "expm1", "log", "log1p", "sin", "cos", "tan", "sinh", "cosh", "tanh", "asin", "acos", "atan"),
+    *("asinh", "acosh", "atanh", "erf", "erfc", "trunc", "pow", "atan2", "hypot", "fmod"),
 )
 """Accurate to a few units of the last place, which Triton's own exp, sin, ... are not."""
 _UNARY = {
