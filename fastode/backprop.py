@@ -13,7 +13,7 @@ from fastode.backends.implicit.replay import find_steps, step_rule
 from fastode.hostflags import differentiation_hidden, host_any
 from fastode.problem import Inputs, Plan
 from fastode.reference import Steps, integrate, replay
-from fastode.solution import DenseOutput, Outcome
+from fastode.solution import DenseOutput
 from fastode.status import Status
 
 
@@ -75,4 +75,4 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
 
 def _result(steps: Steps, ys: Tensor, dense: DenseOutput | None) -> tuple[Tensor, Tensor | None, Forward]:
     coefs = None if dense is None else dense.coefs
-    return ys, coefs, Forward(ys, dense, Outcome(steps.status, steps.reached, steps.stats), None)
+    return ys, coefs, Forward(ys, dense, steps.outcome, None)

@@ -73,7 +73,7 @@ def solve(field: Any, y0: Any, t: Any, **options: Any) -> Solution:
     ]
     status, *counts = columns.unbind()
     outcome = Outcome(status, reached, Stats(*counts))
-    return Solution(times, pytree.tree_unflatten(parts, spec), outcome, field.state, None)
+    return Solution(times, pytree.tree_unflatten(parts, spec), outcome, field.state, None, None, options["backend"])
 
 
 def _fits(options: dict[str, Any]) -> bool:
@@ -155,7 +155,7 @@ def _solve(
     policy = Checkpoint(every, max_bytes or None)
     result = backend.forward(plan, capture, inputs.y0.contiguous(), shared, sample, policy, None)
     if raises and result.failed:
-        raise SolveError(result.status, result.reached)
+        raise SolveError(result.status, result.reached, result.outcome.last_step, result.outcome.last_ratio)
     columns = torch.stack([result.status, result.stats.n_accepted, result.stats.n_rejected, result.stats.n_evals])
     return result.ys, columns, result.reached.clone(), *pack(result.record)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastode.adjoint import adjoint_solve
 from fastode.autograd import checkpoint_solve
 from fastode.backends.base import Forward
-from fastode.backends.choose import choose
+from fastode.backends.choose import Choice, choose
 from fastode.backprop import backprop_solve
 from fastode.checkpoint import Checkpoint
 from fastode.fused import program_solve
@@ -45,17 +45,24 @@ def execute(
         return backprop_solve(plan, inputs)
     if gradient == "adjoint":
         _forbid_transforms("adjoint")
-        fields = choose(backend, plan, inputs, programs=False).fields
-        assert fields is not None
-        return adjoint_solve(fields, plan, inputs)
+        choice = choose(backend, plan, inputs, programs=False)
+        assert choice.fields is not None
+        return _by(choice, adjoint_solve(choice.fields, plan, inputs))
     policy = gradient.within(plan.max_steps) if isinstance(gradient, Checkpoint) else _EVERY_STEP
     _forbid_transforms("checkpoint")
     choice = choose(backend, plan, inputs)
     if choice.fields is not None:
-        return checkpoint_solve(choice.fields, plan, inputs, policy)
+        return _by(choice, checkpoint_solve(choice.fields, plan, inputs, policy))
     assert choice.programs is not None
     assert choice.capture is not None
-    return program_solve(choice.programs, plan, inputs, choice.capture, choice.tensors, policy)
+    return _by(choice, program_solve(choice.programs, plan, inputs, choice.capture, choice.tensors, policy))
+
+
+def _by(choice: Choice, solved: tuple[Tensor, Tensor | None, Forward]) -> tuple[Tensor, Tensor | None, Forward]:
+    """The result, which knows who solved it."""
+    result = solved[2]
+    result.backend, result.why_not = choice.name, choice.reasons
+    return solved
 
 
 def _forbid_transforms(gradient: str) -> None:

@@ -18,7 +18,7 @@ from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS, PIDController,
 from fastode.hostflags import host_any, host_flags, may_vary
 from fastode.interpolant import basis
 from fastode.problem import Plan
-from fastode.solution import DenseOutput, Stats
+from fastode.solution import DenseOutput, Outcome, Stats
 from fastode.status import RUNNING, Status
 from fastode.tableaus import Tableau, get_tableau
 
@@ -43,6 +43,7 @@ class Steps:
         final: (B, D), the state there.
         status: (B,) int64 of ``Status``.
         stats: work per sample.
+        last: signed size of each sample's last attempt and its error ratio, (B,) float64; None where not known.
     """
 
     t: Tensor
@@ -53,6 +54,12 @@ class Steps:
     final: Tensor
     status: Tensor
     stats: Stats
+    last: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of each sample."""
+        return Outcome(self.status, self.reached, self.stats, *self.last)
 
     @property
     def n(self) -> int:
@@ -193,6 +200,7 @@ def _integrate(
         h = torch.maximum(h, shortest).clamp_max(controller.max_step)
     previous = before = torch.ones_like(h)
     attempts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    last_step, last_ratio = torch.full_like(t, torch.nan), torch.full_like(t, torch.nan)
 
     while host_any(status == RUNNING):
         running = status == RUNNING
@@ -214,6 +222,7 @@ def _integrate(
             ratio = torch.where(finite, ratio, torch.nan)
             accept = running & (ratio <= 1)
             reject = running & ~accept
+            last_ratio = torch.where(running, ratio, last_ratio)
             stuck = reject & (tried <= shortest)
             failure = torch.where(ratio.isnan(), int(Status.NON_FINITE), int(Status.STEP_UNDERFLOW))
             status = torch.where(stuck, failure, status)
@@ -221,6 +230,7 @@ def _integrate(
             h = torch.where(running, (tried * factor).maximum(shortest).clamp_max(controller.max_step), h)
             before = torch.where(accept, previous, before)
             previous = torch.where(accept, ratio, previous)
+        last_step = torch.where(running, step, last_step)
         n_accepted = n_accepted + accept
         n_rejected = n_rejected + (running & ~accept)
         n_evals = n_evals + running * (tableau.n_stages - 1)
@@ -236,7 +246,7 @@ def _integrate(
         status = torch.where(out_of_steps, int(Status.MAX_STEPS), status)
 
     stats = Stats(n_accepted, n_rejected, n_evals)
-    return _align(attempts, n_accepted, t, y, status, stats)
+    return _align(attempts, n_accepted, t, y, status, stats, (last_step, last_ratio))
 
 
 def _align(
@@ -246,11 +256,12 @@ def _align(
     final: Tensor,
     status: Tensor,
     stats: Stats,
+    last: tuple[Tensor, Tensor],
 ) -> Steps:
     """Attempts in the order of the loop, to accepted steps in the order of each sample."""
     if not attempts:
         empty = torch.zeros_like(reached)[None][:0]
-        return Steps(empty, empty, empty, count, reached, final, status, stats)
+        return Steps(empty, empty, empty, count, reached, final, status, stats, last)
     t, t_next, h, accept = (torch.stack(column) for column in zip(*attempts, strict=True))
     n_rows = sum(host_flags(torch.arange(len(attempts), device=t.device)[:, None] < count))
     row = torch.where(accept, accept.to(torch.int64).cumsum(0) - 1, len(attempts))
@@ -260,7 +271,8 @@ def _align(
         return padded.scatter(0, row, values)[:n_rows]
 
     ends = torch.zeros_like(reached)
-    return Steps(aligned(t, reached), aligned(t_next, reached), aligned(h, ends), count, reached, final, status, stats)
+    rows = aligned(t, reached), aligned(t_next, reached), aligned(h, ends)
+    return Steps(*rows, count, reached, final, status, stats, last)
 
 
 StepRule = Callable[[Tableau, Field, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, list[Tensor]]]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastode.hostflags import host_any
 from fastode.interpolant import basis
+from fastode.printing import describe
 from fastode.tree import StateSpec, tree_map
 
 if TYPE_CHECKING:
@@ -47,18 +48,23 @@ class Outcome:
         status: (B,) int64 of ``Status``.
         reached: (B,) float64, the time it reached.
         stats: work.
+        last_step: (B,) float64, signed size of its last attempted step; None or NaN where that is not known.
+        last_ratio: (B,) float64, error of that attempt over its tolerance; None or NaN where that is not known.
     """
 
     status: Tensor
     reached: Tensor
     stats: Stats
+    last_step: Tensor | None = None
+    last_ratio: Tensor | None = None
 
 
 class TableOutcome(Outcome):
     """An outcome as kernels write it: its tensors are made when they are asked for, which small solves seldom are.
 
     Args:
-        table: (5, B) int64: accepted steps, rejected steps, evaluations, status, bits of the float64 time reached.
+        table: (7, B) int64: accepted steps, rejected steps, evaluations, status; the bits of float64 numbers: time
+            reached, size of the last attempt and its error ratio.
     """
 
     def __init__(self, table: NDArray[np.int64]) -> None:
@@ -71,6 +77,14 @@ class TableOutcome(Outcome):
     @cached_property
     def reached(self) -> Tensor:  # type: ignore[override]
         return torch.from_numpy(self._table[4].view(np.float64))
+
+    @cached_property
+    def last_step(self) -> Tensor:  # type: ignore[override]
+        return torch.from_numpy(self._table[5].view(np.float64))
+
+    @cached_property
+    def last_ratio(self) -> Tensor:  # type: ignore[override]
+        return torch.from_numpy(self._table[6].view(np.float64))
 
     @cached_property
     def stats(self) -> Stats:  # type: ignore[override]
@@ -135,6 +149,9 @@ class Solution:
         outcome: ``status`` and ``stats``.
         dense: the solution between output times, where ``dense=True`` was asked for.
         events: what happened at the events, where some were given.
+        backend: name of the backend that solved; inside a graph of ``torch.compile`` the one that was asked for, which
+            may be "auto", as the choice is made when the graph runs.
+        why_not: (backend, why it was not taken) for each that would have come before it.
     """
 
     t: Tensor
@@ -143,6 +160,12 @@ class Solution:
     spec: StateSpec
     dense: DenseOutput | None = None
     events: Events | None = None
+    backend: str = "auto"
+    why_not: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        """A few lines, whatever the size of the batch."""
+        return describe(self)
 
     @property
     def status(self) -> Tensor:

@@ -146,7 +146,7 @@ def solve_now(
     if on_failure == "raise" and result.failed:
         if transforms_active():
             raise RuntimeError("samples failed, and torch.func hides which; on_failure='nan' and Solution.status tell")
-        raise SolveError(result.status, result.reached)
+        raise SolveError(result.status, result.reached, result.outcome.last_step, result.outcome.last_ratio)
     return _solution(t, ys, coefs, result, plan.field.state)
 
 
@@ -162,11 +162,18 @@ def _with_events(
     if differentiation_hidden():
         raise RuntimeError("events do not run under torch.func transforms or forward-mode differentiation")
     spec = plan.field.state
+    ran: list[Forward] = []
+
+    def run(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, Forward]:
+        solved = execute(plan, inputs, gradient, backend)
+        ran.append(solved[2])
+        return solved
+
     solved = solve_events(
         plan,
         inputs,
         FlatEvents(events, plan.field, inputs.controls),
-        lambda plan, inputs: execute(plan, inputs, gradient, backend),
+        run,
         lambda plan, inputs: execute(plan, inputs, "checkpoint", backend),
         any_order=gradient == "backprop",
         dtype=t.dtype if isinstance(t, Tensor) and t.is_floating_point() else torch.float64,
@@ -177,7 +184,8 @@ def _with_events(
     given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device=solved.ys.device)
     ys = spec.unflatten(solved.ys.to(spec.dtype))
     outcome = Outcome(solved.status, solved.reached, solved.stats)
-    return Solution(given.to(solved.ys.device), ys, outcome, spec, solved.dense, solved.events)
+    who = (ran[-1].backend, ran[-1].why_not) if ran else (backend, ())
+    return Solution(given.to(solved.ys.device), ys, outcome, spec, solved.dense, solved.events, *who)
 
 
 def _solution(t: Any, ys: Tensor, coefs: Tensor | None, result: Forward, spec: Any) -> Solution:
@@ -185,4 +193,4 @@ def _solution(t: Any, ys: Tensor, coefs: Tensor | None, result: Forward, spec: A
     given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device=ys.device)
     given = given if given.device == ys.device else given.to(ys.device)
     ys = ys if ys.dtype is spec.dtype else ys.to(spec.dtype)
-    return Solution(given, spec.unflatten(ys), result.outcome, spec, dense)
+    return Solution(given, spec.unflatten(ys), result.outcome, spec, dense, None, result.backend, result.why_not)

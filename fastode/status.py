@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
+from typing import Any
 
 from torch import Tensor
 
@@ -30,6 +32,19 @@ RUNNING = -1
 """Status of a sample on its way; never seen by users."""
 
 
+_CURES = {
+    Status.MAX_STEPS: "raise max_steps or the tolerances, or take a method for stiff problems, such as 'kvaerno5'",
+    Status.STEP_UNDERFLOW: "the solution may be infinite or jump there, or the tolerances be below rounding: end "
+    "before it, make the time of a jump an output time, raise the tolerances or solve in float64",
+    Status.NON_FINITE: "look at the field at that time and state, for divisions by zero, overflow and NaN in its "
+    "inputs; fixed steps may be too long",
+    Status.NO_CONVERGENCE: "raise the tolerances, give a smaller first step or take a Rosenbrock method, such as "
+    "'rodas5p'",
+    Status.TOO_MANY_EVENTS: "end the sample at such an event, or move its reset away from where the event happens",
+}
+"""What to try."""
+
+
 class SolveError(RuntimeError):
     """Some samples could not be solved.
 
@@ -37,26 +52,39 @@ class SolveError(RuntimeError):
         samples: list of int, indices of the failed samples.
         times: list of float, the time each of them reached, in units of t.
         statuses: list of ``Status``, why each of them ended.
+        last_steps: list of float, the signed size of each one's last attempted step; NaN where it is not known.
+        last_ratios: list of float, the error of that attempt over its tolerance; NaN where it is not known.
     """
 
-    def __init__(self, status: Tensor, reached: Tensor) -> None:
-        """Gathers the failed samples of status (B,) and reached (B,)."""
-        self._given = status.detach().cpu(), reached.detach().cpu()
-        failed = (status != Status.SUCCESS).nonzero().flatten().tolist()
+    def __init__(
+        self, status: Tensor, reached: Tensor, last_step: Tensor | None = None, last_ratio: Tensor | None = None
+    ) -> None:
+        """Gathers the failed samples of status (B,), reached (B,), last_step (B,) and last_ratio (B,)."""
+        given = status, reached, last_step, last_ratio
+        self._given: Any = tuple(None if x is None else x.detach().cpu() for x in given)
+        failed = ((status != Status.SUCCESS) & (status != Status.EVENT)).nonzero().flatten().tolist()
         codes = status.tolist()
-        times = reached.tolist()
         self.samples: list[int] = failed
-        self.times: list[float] = [times[i] for i in failed]
         self.statuses: list[Status] = [Status(codes[i]) for i in failed]
-        shown = [
-            f"sample {i} at t={t:.6g}: {s.name}"
-            for i, t, s in zip(self.samples[:8], self.times[:8], self.statuses[:8], strict=True)
-        ]
+        self.times, self.last_steps, self.last_ratios = (
+            [math.nan] * len(failed) if x is None else [float(x[i]) for i in failed]
+            for x in (reached, last_step, last_ratio)
+        )
+        shown = [self._line(i) for i in range(min(len(failed), 8))]
         more = f" and {len(failed) - 8} more" if len(failed) > 8 else ""
+        cures = [f"{kind.name}: {_CURES[kind]}." for kind in sorted(set(self.statuses))]
         super().__init__(
-            f"{len(failed)} of {len(codes)} samples failed: {'; '.join(shown)}{more}. "
+            f"{len(failed)} of {len(codes)} samples failed: {'; '.join(shown)}{more}. {' '.join(cures)} "
             "on_failure='nan' returns the others and marks these in Solution.status."
         )
 
-    def __reduce__(self) -> tuple[type[SolveError], tuple[Tensor, Tensor]]:
+    def _line(self, i: int) -> str:
+        """One failed sample in words."""
+        step, ratio = self.last_steps[i], self.last_ratios[i]
+        known = [] if math.isnan(step) else [f"last step {step:.3g}"]
+        known += [] if math.isnan(ratio) else [f"error {ratio:.3g} times its tolerance"]
+        detail = f" ({', '.join(known)})" if known else ""
+        return f"sample {self.samples[i]} at t={self.times[i]:.6g}: {self.statuses[i].name}{detail}"
+
+    def __reduce__(self) -> tuple[type[SolveError], tuple[Any, ...]]:
         return SolveError, self._given  # what worker processes send home is pickled

@@ -319,3 +319,36 @@ def test_on_failure_nan_without_failures_changes_nothing(backend):
     ]
     assert same_bits(results[0].ys, results[1].ys)
     assert torch.equal(stats_of(results[0]), stats_of(results[1]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_error_says_how_it_ended_and_what_to_try(backend):
+    y0 = torch.tensor([[1.0], [-1.0], [math.nan]], dtype=torch.float64)
+    with pytest.raises(SolveError) as caught:
+        fastode.solve(blow_up, y0, [0.0, 2.0], backend=backend)
+    error = caught.value
+    assert error.samples == [0, 2]
+    assert error.times == pytest.approx([1.0, 0.0], abs=1e-4)
+    assert error.statuses == [Status.STEP_UNDERFLOW, Status.NON_FINITE]
+    assert 0 < error.last_steps[0] < 1e-9
+    assert error.last_ratios[0] > 1
+    assert math.isnan(error.last_steps[1])  # it took none
+    assert "STEP_UNDERFLOW (last step " in str(error)
+    assert " times its tolerance); sample 2 at t=0: NON_FINITE. " in str(error)
+    assert "STEP_UNDERFLOW: the solution may be infinite" in str(error)
+    copied = pickle.loads(pickle.dumps(error))
+    assert str(copied) == str(error)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_last_attempt_of_a_sample_that_ran_out_of_steps(backend):
+    """Backwards in time steps are negative; fixed ones have no error ratio."""
+    options = {"backend": backend, "max_steps": 7, "on_failure": "raise"}
+    with pytest.raises(SolveError) as adaptive:
+        fastode.solve(lambda t, y: -y, randn(2, 3), [0.0, -1e3], **options)
+    assert all(step < 0 for step in adaptive.value.last_steps)
+    assert all(ratio >= 0 for ratio in adaptive.value.last_ratios)
+    with pytest.raises(SolveError, match=r"MAX_STEPS \(last step 0.25\)") as fixed:
+        fastode.solve(lambda t, y: -y, randn(2, 3), [0.0, 10.0], method="rk4", step_size=0.25, **options)
+    assert fixed.value.last_steps == [0.25, 0.25]
+    assert "max_steps" in str(fixed.value)

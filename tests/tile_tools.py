@@ -207,7 +207,7 @@ class Solved:
             max_bytes,
             threads,
         )
-        self.n_accepted, self.n_rejected, self.n_evals, self.status, reached = torch.from_numpy(table)
+        self.n_accepted, self.n_rejected, self.n_evals, self.status, reached, *_ = torch.from_numpy(table)
         self.reached = reached.view(torch.float64)
         if self.words is not None:
             record = PackedRecord(self.words, batch, dim, dtype)

@@ -137,6 +137,8 @@ void bind_for(py::module_& m, const std::string& bits) {
         .def("running", [](const Steps& s) { return copied(s.running()); })
         .def("status", [](const Steps& s) { return copied(s.stats().status); })
         .def("reached", [](const Steps& s) { return copied(s.stats().reached); })
+        .def("last_step", [](const Steps& s) { return copied(s.stats().last_step); })
+        .def("last_ratio", [](const Steps& s) { return copied(s.stats().last_ratio); })
         .def("n_accepted", [](const Steps& s) { return copied(s.stats().n_accepted); })
         .def("n_rejected", [](const Steps& s) { return copied(s.stats().n_rejected); })
         .def("n_evals", [](const Steps& s) { return copied(s.stats().n_evals); })

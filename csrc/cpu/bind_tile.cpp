@@ -227,7 +227,16 @@ Words write_record(const TileRecord<T>& record, int64_t dim) {
 }
 
 // Rows of the table that says what became of each sample.
-enum : int64_t { row_accepted, row_rejected, row_evals, row_status, row_reached, kOutcomeRows };
+enum : int64_t {
+    row_accepted,
+    row_rejected,
+    row_evals,
+    row_status,
+    row_reached,
+    row_last_step,
+    row_last_ratio,
+    kOutcomeRows
+};
 
 template <class T>
 py::tuple solve(const Program<T>& p, const TileMethod& method, const StepControl& control, int64_t batch,
@@ -261,6 +270,8 @@ py::tuple solve(const Program<T>& p, const TileMethod& method, const StepControl
                             rows + row_rejected * batch,
                             rows + row_evals * batch,
                             reinterpret_cast<double*>(rows + row_reached * batch),
+                            reinterpret_cast<double*>(rows + row_last_step * batch),
+                            reinterpret_cast<double*>(rows + row_last_ratio * batch),
                             pointer<T>(k1),
                             threads};
     std::optional<TileRecord<T>> record;

@@ -60,6 +60,8 @@ Stepper<T>::Stepper(const SolveSpec<T>& spec, Method method, const StepControl& 
     stats_.n_rejected.assign(batch, 0);
     stats_.n_evals.assign(batch, 1);
     stats_.reached.assign(batch, 0.0);
+    stats_.last_step.assign(batch, std::numeric_limits<double>::quiet_NaN());
+    stats_.last_ratio = stats_.last_step;
     stride_ = spec.batch * spec.width;
     y_.resize(static_cast<size_t>(stride_));
     k_.resize(static_cast<size_t>(stride_ * method_.s));
@@ -238,6 +240,8 @@ int64_t Stepper<T>::finish_step(const T* y1, const T* value) {
         lane.accepted = false;
         if (stats_.status[b] != static_cast<int64_t>(Status::running)) continue;
         lane.accepted = decide(lane, ratio_[i]);
+        stats_.last_step[b] = step_[i];
+        if (m > 0) stats_.last_ratio[b] = ratio_[i];
         ++(lane.accepted ? stats_.n_accepted : stats_.n_rejected)[b];
         if (lane.accepted) accepting_.push_back(lane.sample);
     }

@@ -32,7 +32,7 @@ struct SolveSpec {
 
 struct SampleStats {
     std::vector<int64_t> status, n_accepted, n_rejected, n_evals;
-    std::vector<double> reached;
+    std::vector<double> reached, last_step, last_ratio;  // of the last attempt its signed size and error ratio, or NaN
 };
 
 // Samples in progress occupy lanes 0..n-1. A step: begin_step, then for each stage i = 1..s-1 stage(i, ...) and the

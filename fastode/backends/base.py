@@ -26,7 +26,12 @@ class Forward:
         dense: the dense output, where the plan asks for it.
         outcome: ``status`` (B,) int64 of ``Status``, ``reached`` (B,) float64, ``stats``: work per sample.
         record: what ``backward`` needs; None when no policy was given.
+        backend: name of the backend that solved.
+        why_not: (backend, why it was not taken) of those that would have come before it.
     """
+
+    backend = "reference"
+    why_not: tuple[tuple[str, str], ...] = ()
 
     def __init__(
         self, ys: Tensor, dense: DenseOutput | None, outcome: Outcome, record: Any, failed: bool | None = None

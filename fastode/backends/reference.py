@@ -15,7 +15,6 @@ from fastode.checkpoint import Checkpoint
 from fastode.field import work_dtype
 from fastode.problem import Plan
 from fastode.reference import Field, Steps, evaluate, integrate, polynomial, replay, rk_step
-from fastode.solution import Outcome
 from fastode.status import Status
 from fastode.vjp import FieldVjp
 
@@ -59,7 +58,7 @@ class ReferenceBackend:
                 every = _spacing(policy, steps.n, y0)
                 states = [state for _, state in _walk(plan, field, steps, y0.clone(), 0, steps.n)[::every]]
                 record = ReferenceRecord(steps, states, every, k1)
-        return Forward(ys, dense, Outcome(steps.status, steps.reached, steps.stats), record)
+        return Forward(ys, dense, steps.outcome, record)
 
     def backward(
         self,

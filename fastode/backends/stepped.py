@@ -20,7 +20,6 @@ from fastode.backends.stepped_device import DeviceSteps
 from fastode.backends.stepped_host import HostSteps
 from fastode.checkpoint import Checkpoint
 from fastode.problem import Plan
-from fastode.solution import Outcome
 from fastode.status import Status
 from fastode.vjp import FieldVjp
 
@@ -107,9 +106,9 @@ def _forward(steps: HostSteps | DeviceSteps, plan: Plan, controls: list[Tensor],
                 may_compact = False
         k = steps.attempt(launch)
 
-    status, reached, stats = steps.finish()
+    outcome = steps.finish()
     record = None
     if recorded:
-        record = SteppedRecord(steps.record, k1, steps.ys[-1].clone(), status == Status.SUCCESS, may_compact)
-    dense = steps.dense_output(reached, stats.n_accepted) if plan.dense else None
-    return Forward(steps.ys, dense, Outcome(status, reached, stats), record)
+        record = SteppedRecord(steps.record, k1, steps.ys[-1].clone(), outcome.status == Status.SUCCESS, may_compact)
+    dense = steps.dense_output(outcome.reached, outcome.stats.n_accepted) if plan.dense else None
+    return Forward(steps.ys, dense, outcome, record)

@@ -26,7 +26,7 @@ from fastode.backends.step_graph import StepGraph, get_cuda_graphs
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController
 from fastode.problem import Plan
-from fastode.solution import DenseOutput, Stats
+from fastode.solution import DenseOutput, Outcome, Stats
 from fastode.status import RUNNING
 from fastode.tableaus import Tableau
 
@@ -265,14 +265,14 @@ class DeviceSteps:
                 self._layout += 1
         record.grow(most("steps"), most("states"))
 
-    def finish(self) -> tuple[Tensor, Tensor, Stats]:
-        """Status (B,) int64, time reached (B,) float64 and work of every sample."""
+    def finish(self) -> Outcome:
+        """What became of every sample."""
         while self._learn(wait=True):
             pass
         status, *counts = (self._whole[_ROWS[name]] for name in ("status", "n_accepted", "n_rejected", "n_evals"))
         if self.record is not None:
             self.record.finish(self._known[_ROWS["steps"]], self._known[_ROWS["states"]], counts[0])
-        return status, self._real[_ROWS["time"]], Stats(*counts)
+        return Outcome(status, self._real[_ROWS["time"]], Stats(*counts))
 
     def dense_output(self, reached: Tensor, n_accepted: Tensor) -> DenseOutput:
         """The polynomials of all accepted steps; after ``finish``."""

@@ -12,7 +12,7 @@ from fastode._environment import _C, use_num_threads
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController
 from fastode.problem import Plan
-from fastode.solution import DenseOutput, Stats
+from fastode.solution import DenseOutput, Outcome, Stats
 
 _CPU = torch.device("cpu")  # named everywhere: the default device may be another
 
@@ -112,13 +112,14 @@ class HostSteps:
         """Accepts or rejects the attempt whose last stage has the value k (lanes, D)."""
         self._running = self._stepper.finish_step(self.y.data_ptr(), k.data_ptr())
 
-    def finish(self) -> tuple[Tensor, Tensor, Stats]:
-        """Status (B,) int64, time reached (B,) float64 and work of every sample."""
+    def finish(self) -> Outcome:
+        """What became of every sample."""
         s = self._stepper
         if self.record is not None:
             self.record.finish()
         counts = [torch.from_numpy(column) for column in (s.n_accepted(), s.n_rejected(), s.n_evals())]
-        return torch.from_numpy(s.status()), torch.from_numpy(s.reached()), Stats(*counts)
+        rest = [torch.from_numpy(column) for column in (s.last_step(), s.last_ratio())]
+        return Outcome(torch.from_numpy(s.status()), torch.from_numpy(s.reached()), Stats(*counts), *rest)
 
     def dense_output(self, reached: Tensor, n_accepted: Tensor) -> DenseOutput:
         """The polynomials of all accepted steps; after ``finish``."""

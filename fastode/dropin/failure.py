@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,15 +18,22 @@ class OdeintError(SolveError, AssertionError):
             (indices of the leading dimension) to which the failure is due, as far as these can be told.
     """
 
-    def __init__(self, status: Tensor, reached: Tensor, message: str | None = None) -> None:
-        """Of the status (B,) and the time reached (B,), with a message of its own or that of ``SolveError``."""
-        super().__init__(status, reached)
+    def __init__(
+        self,
+        status: Tensor,
+        reached: Tensor,
+        last_step: Tensor | None = None,
+        last_ratio: Tensor | None = None,
+        message: str | None = None,
+    ) -> None:
+        """As ``SolveError``, with a message of its own or that of ``SolveError``."""
+        super().__init__(status, reached, last_step, last_ratio)
         self._message = message
         if message is None:
             message = str(self.args[0]).rsplit(" on_failure=", 1)[0]
         self.args = (message,)
 
-    def __reduce__(self) -> tuple[type[OdeintError], tuple[Tensor, Tensor, str | None]]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[type[OdeintError], tuple[Any, ...]]:
         return OdeintError, (*self._given, self._message)
 
 
@@ -48,4 +57,4 @@ def whole_state_error(why: Status, t: float, detail: str, ratio: Tensor | None) 
             shown = ", ".join(map(str, worst[:8])) + (f" and {len(worst) - 8} more" if len(worst) > 8 else "")
             message += f"; {len(worst)} of {rows} rows of the state are at fault: {shown}"
     status = torch.where(failed, int(why), int(Status.SUCCESS))
-    return OdeintError(status, torch.full((rows,), t, dtype=torch.float64), message)
+    return OdeintError(status, torch.full((rows,), t, dtype=torch.float64), message=message)

@@ -25,8 +25,8 @@ struct TileSolve {
     int64_t max_steps;
     T* ys;  // (n_times, batch, dim)
     int64_t *status, *n_accepted, *n_rejected, *n_evals;
-    double* reached;
-    T* k1;  // (batch, dim) or null
+    double *reached, *last_step, *last_ratio;  // of the last attempt its signed size and error ratio, or NaN
+    T* k1;                                     // (batch, dim) or null
     int threads;
 
     double time(int64_t e, int64_t sample) const { return times[e * row_stride + sample * sample_stride]; }

@@ -177,6 +177,10 @@ protected:
         solve_.n_evals[sample] =
             (adaptive_ && solve_.first_step == 0.0 ? 2 : 1) + (accepted + rejected) * (method_.s - 1);
         solve_.reached[sample] = l_.t[lane];
+        constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+        const bool tried = accepted + rejected > 0;
+        solve_.last_step[sample] = tried ? l_.step[lane] : kUnknown;
+        solve_.last_ratio[sample] = tried && adaptive_ ? l_.ratio[lane] : kUnknown;
         for (int64_t e = output_[lane]; e < solve_.n_times; ++e) {
             std::fill_n(ys(e, sample), dim_, std::numeric_limits<T>::quiet_NaN());
         }

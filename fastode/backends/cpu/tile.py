@@ -23,9 +23,9 @@ Measured at 32 x 32 (adjoint in rows 1.5 ms, in lanes 1.1 ms) and 64 x 64 (about
 rows would be faster, by up to a half; but sums have another order there, and a sample must get the same bits in every
 batch."""
 _WIDE = 8192
-"""Components of a state from which on one sample alone fills the vectors, and the tile of sixteen no cache: rows, unless
-there are products with shared weights, which want several samples. One sample of 10,000 components takes 0.6 ms, in lanes
-20; 64 samples of 4,096 take about as long in both."""
+"""Components of a state from which on one sample alone fills the vectors, and the tile of sixteen no cache: rows,
+unless there are products with shared weights, which want several samples. One sample of 10,000 components takes 0.6 ms,
+in lanes 20; 64 samples of 4,096 take about as long in both."""
 _MOST_LANES = 256
 _TILE_BYTES = 32 * 1024
 """Of a tile, so that it stays in the first-level cache."""
