@@ -4,6 +4,7 @@
 namespace fastode {
 
 void bind_core(pybind11::module_& m);
+void bind_matcher(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);
 void bind_combine(pybind11::module_& m);
 void bind_stepper(pybind11::module_& m);
@@ -14,6 +15,7 @@ void bind_tile(pybind11::module_& m);
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Compiled parts of fastode. Pointers and CUDA streams are plain integers; nothing here knows torch.";
     fastode::bind_core(m);
+    fastode::bind_matcher(m);
     fastode::bind_cuda(m);
     fastode::bind_combine(m);
     fastode::bind_stepper(m);

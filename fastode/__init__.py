@@ -5,6 +5,7 @@ from fastode._environment import get_num_threads, set_num_threads
 from fastode._version import __version__
 from fastode.backends.step_graph import get_cuda_graphs, set_cuda_graphs
 from fastode.captured import CapturedField, Explanation, capture, explain
+from fastode.checked import CheckError, checking
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController, PIController, PIDController
 from fastode.dropin.adjoint import odeint_adjoint
@@ -13,6 +14,7 @@ from fastode.dropin.event import odeint_event
 from fastode.dropin.failure import OdeintError
 from fastode.dropin.odeint import odeint
 from fastode.events import Event, Events, Occurrences
+from fastode.performance import PerformanceWarning
 from fastode.solution import DenseOutput, Solution, Stats
 from fastode.solve import solve
 from fastode.status import SolveError, Status
@@ -22,6 +24,7 @@ __all__ = [
     "IMPLICIT_TABLEAUS",
     "TABLEAUS",
     "CapturedField",
+    "CheckError",
     "Checkpoint",
     "DenseOutput",
     "Event",
@@ -33,6 +36,7 @@ __all__ = [
     "OdeintError",
     "PIController",
     "PIDController",
+    "PerformanceWarning",
     "RosenbrockTableau",
     "Solution",
     "SolveError",
@@ -41,6 +45,7 @@ __all__ = [
     "Tableau",
     "__version__",
     "capture",
+    "checking",
     "explain",
     "fields",
     "get_cuda_graphs",

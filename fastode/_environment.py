@@ -9,6 +9,8 @@ Read when fastode is imported:
 ``FASTODE_OPENMP``
     ``1``, the default: these threads are those of torch's OpenMP runtime, where it has one. ``0``: workers of our own,
     which sleep between solves.
+``FASTODE_CHECK``
+    ``1``: every solve by a program is compared with the user's field, as within ``fastode.checking()``. Default: ``0``.
 ``FASTODE_CACHE_DIR``
     Directory for generated GPU kernels. Default: ``fastode`` in ``XDG_CACHE_HOME``, or in ``~/.cache``.
 
@@ -39,7 +41,7 @@ except ImportError as error:
         f"{_why} Build it with 'pip install -e .' in a checkout, or reinstall fastode with this Python's pip."
     ) from error
 
-__all__ = ["OPENMP", "_C", "cache_dir", "get_num_threads", "set_num_threads", "use_num_threads"]
+__all__ = ["CHECK", "OPENMP", "_C", "cache_dir", "get_num_threads", "set_num_threads", "use_num_threads"]
 
 
 def _threads_from(text: str | None) -> int | None:
@@ -61,11 +63,12 @@ def _choose_isa(name: str | None) -> None:
         raise ValueError(f"FASTODE_ISA={name!r}: {error}") from None
 
 
-def _openmp_from(text: str | None) -> bool:
-    """The value of ``FASTODE_OPENMP``."""
-    if text is not None and text.strip() not in ("", "0", "1"):
-        raise ValueError(f"FASTODE_OPENMP must be 0 or 1, got {text!r}")
-    return text is None or text.strip() != "0"
+def _switch(name: str, default: bool) -> bool:
+    """The value of a variable that is 0 or 1."""
+    text = os.environ.get(name, "").strip()
+    if text not in ("", "0", "1"):
+        raise ValueError(f"{name} must be 0 or 1, got {text!r}")
+    return default if not text else text == "1"
 
 
 def _cache_dir_from(own: str | None, common: str | None) -> Path:
@@ -76,9 +79,11 @@ def _cache_dir_from(own: str | None, common: str | None) -> Path:
 
 
 _choose_isa(os.environ.get("FASTODE_ISA"))
-OPENMP: bool = _C.share_openmp(_openmp_from(os.environ.get("FASTODE_OPENMP")))
+OPENMP: bool = _C.share_openmp(_switch("FASTODE_OPENMP", True))
 """Whether threads are those of torch's OpenMP runtime."""
 _wanted_threads = _threads_from(os.environ.get("FASTODE_NUM_THREADS"))
+CHECK: bool = _switch("FASTODE_CHECK", False)
+"""Whether every solve by a program is compared with the user's field."""
 _wanted_cache_dir = os.environ.get("FASTODE_CACHE_DIR")
 
 

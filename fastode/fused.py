@@ -12,6 +12,7 @@ from fastode.autograd import boundary_gradients, differentiable, replayed
 from fastode.backends.base import Forward, ProgramBackend
 from fastode.backends.healthy import healthy_index
 from fastode.backends.leaves import leaves_for_kernels
+from fastode.checked import compare, is_checking
 from fastode.checkpoint import Checkpoint
 from fastode.problem import Inputs, Plan
 from fastode.program.capture import Capture
@@ -103,16 +104,33 @@ def program_solve(
     both = (*leaves[0], *leaves[1])
     y0, times = inputs.y0, inputs.times
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in (y0, times, *both)):
-        result = backend.forward(plan, capture, y0.contiguous(), *leaves_for_kernels(*leaves), None, None)
+        kernel_leaves = leaves_for_kernels(*leaves)
+        result = backend.forward(plan, capture, y0.contiguous(), *kernel_leaves, None, None)
+        if is_checking():
+            _check(backend, plan, inputs, capture, kernel_leaves, result)
         return result.ys, None if result.dense is None else result.dense.coefs, result
     with torch.no_grad():
         kernel_leaves = leaves_for_kernels(*leaves)
         k1 = torch.empty(y0.shape, dtype=y0.dtype, device=y0.device) if times.requires_grad else None
         result = backend.forward(plan, capture, y0.contiguous(), *kernel_leaves, policy, k1)
+    if is_checking():
+        _check(backend, plan, inputs, capture, kernel_leaves, result)
     if not capture.is_plain(backend.reads_halves) and inputs.controls:
         both = _leaves_of_healthy(backend, plan, inputs, capture, tensors, result, both)
     at_times = None if k1 is None else (k1, kernel_leaves)
     return _ProgramSolve.apply(backend, plan, capture, result, at_times, y0, times, *both), None, result
+
+
+def _check(
+    backend: ProgramBackend,
+    plan: Plan,
+    inputs: Inputs,
+    capture: Capture,
+    leaves: tuple[list[Tensor], list[Tensor]],
+    result: Forward,
+) -> None:
+    own = [x.detach() for x in leaves[0]], [x.detach() for x in leaves[1]]
+    compare(plan, inputs, capture, own, lambda t, y: backend.evaluate(capture, t, y, *own), result.ys)
 
 
 def _leaves_of_healthy(

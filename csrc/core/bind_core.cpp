@@ -78,37 +78,6 @@ std::vector<int> pool_trace(int64_t n_chunks, int64_t sleep_us, int64_t fail_at,
     return slots;
 }
 
-bool same_key(PyObject* key, PyObject* known) {
-    if (key == known) return true;
-    return PyUnicode_CheckExact(key) && PyUnicode_CheckExact(known) && PyUnicode_Compare(key, known) == 0;
-}
-
-// Calls no code of the objects that it looks at, so nothing can change under it.
-bool same_items(const py::list& watched, const py::str& skip) {
-    for (const py::handle entry : watched) {
-        PyObject *dict, *values, *keys;
-        if (!PyTuple_Check(entry.ptr()) || PyTuple_GET_SIZE(entry.ptr()) != 3) {
-            throw std::invalid_argument("same_items: expected tuples of a dict, its values and its keys");
-        }
-        dict = PyTuple_GET_ITEM(entry.ptr(), 0);
-        values = PyTuple_GET_ITEM(entry.ptr(), 1);
-        keys = PyTuple_GET_ITEM(entry.ptr(), 2);
-        if (!PyDict_Check(dict) || !PyTuple_Check(values) || !PyTuple_Check(keys) ||
-            PyTuple_GET_SIZE(keys) != PyTuple_GET_SIZE(values)) {
-            throw std::invalid_argument("same_items: expected tuples of a dict, its values and its keys");
-        }
-        Py_ssize_t at = 0, n = 0;
-        PyObject *key, *value;
-        while (PyDict_Next(dict, &at, &key, &value)) {
-            if (same_key(key, skip.ptr())) continue;
-            if (n == PyTuple_GET_SIZE(values) || value != PyTuple_GET_ITEM(values, n)) return false;
-            if (!same_key(key, PyTuple_GET_ITEM(keys, n++))) return false;
-        }
-        if (n != PyTuple_GET_SIZE(values)) return false;
-    }
-    return true;
-}
-
 }  // namespace
 
 void bind_core(py::module_& m) {
@@ -122,8 +91,6 @@ void bind_core(py::module_& m) {
     m.def("set_isa", &set_isa_name, py::arg("name"), "Use this instruction set; ValueError if it cannot be used here.");
     m.def("get_num_threads", &get_num_threads, "How many threads a large call uses, the caller included.");
     m.def("set_num_threads", &set_num_threads, py::arg("n"), "Use n threads (1 to 1024) for large calls.");
-    m.def("same_items", &same_items, py::arg("watched"), py::arg("skip"),
-          "Whether dictionaries still hold the very objects that they held, in the same order, one key left out.");
     m.def("share_openmp", &share_openmp, py::arg("wanted"),
           "Whether to use the threads of torch's OpenMP runtime; returns whether they will be used.");
     m.def("stop_threads", &stop_threads, py::call_guard<py::gil_scoped_release>(),

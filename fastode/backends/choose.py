@@ -14,7 +14,9 @@ from fastode.backends.cuda.backend import CudaBackend
 from fastode.backends.implicit.backend import ImplicitBackend
 from fastode.backends.reference import ReferenceBackend
 from fastode.backends.stepped import SteppedBackend
+from fastode.backends.trial import kernels_differ
 from fastode.backends.triton.backend import TritonBackend
+from fastode.performance import warn_of
 from fastode.problem import Inputs, Plan
 from fastode.program.capture import Capture, Refusal, capture_field
 
@@ -114,6 +116,7 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
         RuntimeError: the backend asked for cannot run here, or cannot run this plan; the message says why.
     """
     reasons: list[tuple[str, str]] = []
+    refusal: Refusal | None = None
     for candidate in PROGRAMS:
         if not _is_meant(candidate, name, plan):
             continue
@@ -123,7 +126,7 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
         if reason is None:
             found, tensors = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
             if isinstance(found, Refusal):
-                reason = str(found)
+                reason, refusal = str(found), found
                 if name == candidate.name:
                     with torch.no_grad():  # a field in error says so itself
                         plan.field(plan.times[0], inputs.y0.detach().clone(), [c.detach() for c in inputs.controls])
@@ -133,12 +136,16 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
                 if reason is None and name == "auto":
                     reason = candidate.slower(plan, found, differentiable)
                 if reason is None:
+                    reason = kernels_differ(candidate, plan, found, inputs, tensors, differentiable)
+                if reason is None:
                     return Choice(candidate, found, tensors, None, tuple(reasons))
         reasons.append((candidate.name, reason))
     for backend in FIELDS:
         if name in ("auto", backend.name):
             reason = _declined(backend, plan)
             if reason is None:
+                if refusal is not None and name == "auto":
+                    warn_of(plan.field.field, refusal)
                 return Choice(None, None, (), backend, tuple(reasons))
             reasons.append((backend.name, reason))
     if not reasons:

@@ -9,7 +9,6 @@ from typing import Any
 from fastode.dropin import programs
 from fastode.dropin.arguments import Arguments
 from fastode.dropin.failure import OdeintError
-from fastode.program.capture import keep_with
 from fastode.solve import solve
 from fastode.status import SolveError
 from fastode.tree import tree_map
@@ -38,7 +37,7 @@ def per_sample(args: Arguments) -> Any:
     found = programs.per_sample(args)
     if found is not None:
         return found
-    field = args.func if args.shapes is None else keep_with(args.func, "tuple", programs.returning_tuple)
+    field = args.func if args.shapes is None else functools.partial(programs.returning_tuple, args.func)
     try:
         rtol, atol = programs.tolerances_of_rows(args)
     except programs.NotHere:
@@ -66,7 +65,7 @@ def implicit(args: Arguments) -> Any:
         with suppress(programs.NotHere):
             rtol, atol = programs.tolerances_of_rows(args)
             return _solve(args, field, args.y0, times, rtol, atol, read, "checkpoint")
-    field = keep_with(args.func, "whole", programs.on_whole_states)
+    field = functools.partial(programs.on_whole_states, args.func)
     rtol, atol = programs.tolerances_of_whole(args)
     y0 = tree_map(lambda part: part[None], args.y0)
     ys = _solve(args, field, y0, times, rtol, atol, read, "checkpoint")
@@ -78,7 +77,7 @@ def whole_state(args: Arguments) -> Any:
 
     The parts of a tuple have tolerances as described at ``programs.tolerances_of_rows``.
     """
-    field = keep_with(args.func, "whole", programs.on_whole_states)
+    field = functools.partial(programs.on_whole_states, args.func)
     y0 = tree_map(lambda part: part[None], args.y0)
     times, read = programs.grid(args)
     rtol, atol = programs.tolerances_of_whole(args)

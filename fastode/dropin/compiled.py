@@ -8,7 +8,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _REASON = "only fields from fastode.capture are solved inside a graph, by fastode.solve"
 
 
@@ -27,4 +28,4 @@ def outside_of_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def _disabled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     import torch._dynamo  # torch's compiler, which only those who compile need
 
-    return torch._dynamo.disable(function, reason=_REASON)  # type: ignore[no-any-return]
+    return torch._dynamo.disable(function, reason=_REASON)

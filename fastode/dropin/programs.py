@@ -30,7 +30,7 @@ from fastode.dropin.norms import mixed_norm, rms_norm
 from fastode.dropin.solvers import regular_grid
 from fastode.fused import program_solve
 from fastode.problem import Inputs, Plan, make_problem
-from fastode.program.capture import Capture, capture_field, keep_with
+from fastode.program.capture import Capture, capture_field
 from fastode.program.evaluate import evaluate
 from fastode.tree import tree_map
 
@@ -62,9 +62,9 @@ def per_sample(args: Arguments) -> Any:
     # With a time for each sample, and where the function wants one of no dimension, of single rows under vmap.
     for called_with_times in (True, False):
         if called_with_times:
-            field = args.func if args.shapes is None else keep_with(args.func, "tuple", returning_tuple)
+            field = args.func if args.shapes is None else functools.partial(returning_tuple, args.func)
         elif _rows_are_apart(args):
-            field = keep_with(args.func, "rows", on_single_rows)
+            field = functools.partial(on_single_rows, args.func)
         else:
             return None
         with suppress(NotHere):
@@ -76,12 +76,12 @@ def rows_field(args: Arguments) -> Callable[..., Any] | None:
     """The function of rows apart, of whatever kind its time is; None if it does not treat them so."""
     if len({part.shape[:1] for part in args.parts}) != 1 or args.parts[0].ndim == 0 or not _rows_are_apart(args):
         return None
-    return keep_with(args.func, "rows", on_single_rows)
+    return functools.partial(on_single_rows, args.func)
 
 
 def _rows_are_apart(args: Arguments) -> bool:
     """Whether the function treats the rows of the state alike and apart at a fixed time, and so at any."""
-    field = keep_with(args.func, "fixed time", _at_fixed_time)
+    field = functools.partial(_at_fixed_time, args.func)
     plan, inputs = make_problem(field, args.y0, args.t.detach(), None, "dopri5", 1.0, 1.0, None, None, 1, False)
     found, _ = capture_field(plan.field, plan.times, inputs.y0, inputs.controls)
     return isinstance(found, Capture)
@@ -111,7 +111,7 @@ def whole_state(args: Arguments) -> Any:
         return None
     if args.shapes is not None and is_adaptive(args.solver_class):
         return None  # the norm of a tuple is the largest of its parts', which no kernel computes
-    field = keep_with(args.func, "whole", on_whole_states)
+    field = functools.partial(on_whole_states, args.func)
     y0 = tree_map(lambda part: part[None], args.y0)
     try:
         rtol, atol = tolerances_of_whole(args)

@@ -1,13 +1,11 @@
-"""From a field to its program, once: captures are kept by what the field is made of, not by its tensors' values."""
+"""From a field to its program, once: recorded, compared with the field, and known by what its code can read."""
 
 from __future__ import annotations
 
 import functools
-import types
-from collections import OrderedDict
+import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,126 +14,18 @@ from torch.utils import _pytree as pytree
 
 from fastode.field import FlatField
 from fastode.program.autodiff import pullback
-from fastode.program.evaluate import evaluate, evaluate_pullback
-from fastode.program.identity import KEPT_ON_FIELDS, Description, Guard, describe, difference
-from fastode.program.ir import Program, Pullback
-from fastode.program.lower import KNOWN, Lowered, Origin, fold_prologue, lower, run_prologue
+from fastode.program.captures import Capture, Places, Refusal
+from fastode.program.describe import Description, Executed, describe, shown
+from fastode.program.known import KNOWN_FIELDS, Learned
+from fastode.program.lower import KNOWN, Origin, fold_prologue, lower
+from fastode.program.snapshot import Snapshot
 from fastode.program.trace import Graph, NotAProgram, Ref, Written, record
-from fastode.vjp import Substitute, need_stand_ins
+from fastode.program.verify import verify
+from fastode.program.watch import Watch
 
-_KEPT = 256
-"""Captures that are remembered, the least recently used are dropped."""
 _FLOATS = (torch.float32, torch.float64)
-_PRECISION = {torch.float32: 3e-4, torch.float64: 1e-7, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-"""Of the comparison with the field. Torch computes some gradients in float64 with constants in float32."""
-_Places = tuple[tuple[int, ...], tuple[int, ...]] | None
-
-
-@dataclass(frozen=True, eq=False)
-class Capture:
-    """A field's program, its pullback, and where the leaves come from.
-
-    Attributes:
-        program, pullback: what backends execute.
-        lowered: with the prologue.
-        controls: numbers of the leaves of the controls in the prologue.
-        externals: (number in the prologue, place among ``Description.tensors``) of the tensors that the field holds.
-        literals: tensors that the field makes from numbers in its code, by number.
-        batch: the batch size that it holds for, None for any.
-        batch_dims: of each per-sample leaf, the dimension of the tensor that the samples are in, and how many rows in
-            a row each sample has there.
-        plain: where no prologue is needed, the leaves' places among controls and externals; first of the leaves in the
-            state's dtype, then of those as they are stored.
-        indices: (place among ``Description.tensors``, integers there) that are part of the program.
-        held: keeps alive what the key names by identity.
-        compiled: what backends made of it, by keys of their own.
-    """
-
-    program: Program
-    pullback: Pullback
-    lowered: Lowered
-    controls: tuple[int, ...]
-    externals: tuple[tuple[int, int], ...]
-    literals: dict[int, Tensor]
-    batch: int | None
-    batch_dims: tuple[tuple[int, int], ...]
-    plain: tuple[_Places, _Places]
-    held: tuple[Any, ...]
-    indices: tuple[tuple[int, Tensor], ...] = ()
-    compiled: dict[Any, Any] = field(default_factory=dict, repr=False)
-
-    def fits(self, tensors: Sequence[Tensor], batch: int) -> bool:
-        """Whether it holds for these tensors of the field, which are described alike, and for this batch size."""
-        if self.indices and not all(torch.equal(tensors[i], known) for i, known in self.indices):
-            return False
-        return self.batch is None or self.batch == batch
-
-    def is_plain(self, stored: bool) -> bool:
-        """Whether the leaves are controls and externals themselves, in the state's dtype or as they are stored."""
-        return self.plain[stored] is not None
-
-    def leaves(
-        self, tensors: Sequence[Tensor], controls: Sequence[Tensor], batch: int, stored: bool = False
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """The program's leaves, shared (*shape) and per sample (B, *shape), with their graph.
-
-        Args:
-            tensors: of the field's description, as they are now.
-            controls: leaves (B, ...).
-            batch: B.
-            stored: leaves with ``half`` as they are stored; otherwise all are of the state's dtype.
-        """
-        places = self.plain[stored]
-        if places is not None:
-            pool = (*controls, *tensors)
-            return [pool[i] for i in places[0]], [pool[i] for i in places[1]]
-        origin = self.lowered.stored if stored and self.lowered.stored is not None else self.lowered.origin
-        known = dict(zip(self.controls, controls, strict=True))
-        known.update((number, tensors[place]) for number, place in self.externals)
-        known.update(self.literals)
-        known = run_prologue(origin.prologue, known, batch)
-        shared = [known[n] for n in origin.shared]
-        sample = [
-            _by_sample(known[n], dim, rows, batch)
-            for n, (dim, rows) in zip(origin.sample, self.batch_dims, strict=True)
-        ]
-        return shared, sample
-
-
-def _by_sample(x: Tensor, dim: int, rows: int, batch: int) -> Tensor:
-    """(B, ...) of a tensor with (B rows) in a dimension: row r is read by sample r // rows, whatever it is made of."""
-    if rows != 1:
-        x = x.unflatten(dim, (batch, rows))
-    return x if dim == 0 else x.movedim(dim, 0)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a field has no program, and the line of the user's code where that is decided."""
-
-    reason: str
-    where: str | None
-    held: tuple[Any, ...] = ()
-    lasting: bool = False
-    """Whether the field is refused from now on, whatever becomes of its attributes: it changes them by itself."""
-
-    def __str__(self) -> str:
-        return self.reason if self.where is None else f"{self.reason}, at {self.where}"
-
-
-class _Kept(dict[Any, Any]):
-    """What is kept on a field's own object, so that it goes when that goes; not copied or pickled with it."""
-
-    home: dict[str, Any] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Kept, ()
-
-    def __deepcopy__(self, memo: Any) -> _Kept:
-        return _Kept()
-
-
-_captures: OrderedDict[Any, Capture | Refusal] = OrderedDict()
+_ROUNDS = 3
+"""Times that a program is compared with the field at most, if the comparison runs code that the recording did not."""
 
 
 def capture_field(
@@ -149,7 +39,6 @@ def capture_field(
         y0: (B, D).
         controls: leaves (B, ...).
     """
-    batch = y0.shape[0]
     shapes = (
         field.state,
         field.controls_spec,
@@ -158,134 +47,107 @@ def capture_field(
         field.autocast[0],
         torch.get_default_dtype(),
     )
-    home, name = _home(field.field)
-    kept: _Kept | None = None
-    if home is not None:
-        kept = home.get(KEPT_ON_FIELDS)
-        if kept is not None and kept.home is not home:
-            kept = None  # a shallow copy has brought it here
-        entry = None if kept is None else kept.get((name, shapes))
-        if entry is not None:
-            guard, found, tensors = entry
-            if guard.holds() and (not isinstance(found, Capture) or found.fits(tensors, batch)):
-                return found, tensors
-    try:
-        description = describe(field.field)
-    except Exception as error:  # of an object that does not let itself be looked at: no reason not to solve
-        return Refusal(f"what the field refers to cannot be looked through: {error!r}", None), ()
-    key = (description.key, shapes)
-    if description.unseen is not None:
-        what = description.unseen.removeprefix("field").lstrip("., ") or "the field"
-        refusal = Refusal(f"{what} may change without being noticed", None)
-        if home is not None:
-            _keep(
-                home, name, shapes, lambda: Guard(None), refusal, ()
-            )  # to look again would take long, and refusing is safe
-        return refusal, ()
-    found = _recall(key) or _recall((*key, batch))
-    if isinstance(found, Capture) and not found.fits(description.tensors, batch):
-        found = None
-    if found is None:
-        with torch.inference_mode(False):
-            found = _capture(field, description, times, y0, controls)
-        whole = isinstance(found, Capture) and found.batch is not None
-        _captures[(*key, batch) if whole else key] = found
-        while len(_captures) > _KEPT:
-            _captures.popitem(last=False)
-    if home is not None:
-        lasting = isinstance(found, Refusal) and found.lasting
-        watched = None if lasting else description
-        _keep(home, name, shapes, lambda: Guard(watched), found, () if lasting else tuple(description.tensors))
-    return found, description.tensors
+    known = KNOWN_FIELDS.find(field.field, shapes, y0.shape[0])
+    if known is not None:
+        return known
+    with torch.inference_mode(False):
+        learned = _capture(field, times, y0, controls)
+    return KNOWN_FIELDS.keep(field.field, shapes, learned), learned.tensors
 
 
-def _keep(
-    home: dict[str, Any],
-    method: Any,
-    shapes: Any,
-    guard: Callable[[], Guard],
-    found: Capture | Refusal,
-    tensors: tuple[Tensor, ...],
-) -> None:
-    """On the field's own object. The guard is made last: it looks at the dictionary that this is kept in."""
-    kept = home.get(KEPT_ON_FIELDS)
-    if kept is None or kept.home is not home:
-        kept = home[KEPT_ON_FIELDS] = _Kept()
-        kept.home = home
-    if len(kept) > 16:
-        kept.clear()
-    kept[method, shapes] = (guard(), found, tensors)
+class _Trial:
+    """Calls of the field on trial: watched, and without a trace in what it refers to.
 
-
-def _recall(key: Any) -> Capture | Refusal | None:
-    found = _captures.get(key)
-    if found is not None:
-        with suppress(KeyError):  # dropped by another thread
-            _captures.move_to_end(key)
-    return found
-
-
-def keep_with(field: Callable[..., Any], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """``functools.partial(call, field)``, the same object every time, so that captures are found on it.
-
-    It is kept on the field's own object under the name, and goes when that goes.
+    Before code runs that has not run before, what it can reach is looked at: nothing of it may be opaque, and the
+    content of all of it is kept, to be put back after the call.
     """
-    home, method = _home(field)
-    if home is None:
-        return functools.partial(call, field)
-    kept = home.get(KEPT_ON_FIELDS)
-    if kept is None or kept.home is not home:
-        kept = home[KEPT_ON_FIELDS] = _Kept()
-        kept.home = home
-    found: Callable[..., Any] | None = kept.get((name, method))
-    if found is None:
-        found = kept[name, method] = functools.partial(call, field)
-    return found
+
+    def __init__(self, field: FlatField) -> None:
+        self.executed = Executed()
+        self.changed: frozenset[str] = frozenset()
+        self._field = field.field
+        self._snapshot = Snapshot()
+
+    def __call__(self) -> Watch:
+        """A context for one call."""
+        return Watch(self.executed, self._arrive, self._restore)
+
+    def _arrive(self) -> str | None:
+        try:
+            found = describe(self._field, self.executed)
+        except Exception as error:  # of an object that does not let itself be looked at
+            return f"what the field refers to cannot be looked through: {error!r}"
+        self._snapshot.add(found.snapshot)
+        return f"it reads {found.opaque[0]}" if found.opaque else None
+
+    def _restore(self) -> str | None:
+        changed = self._snapshot.restore()
+        self.changed |= frozenset(changed)
+        return changed[0] if changed else None
 
 
-def _home(field: Callable[..., Any]) -> tuple[dict[str, Any] | None, Any]:
-    """The dictionary of the object that a field is, or is a method of, and which method."""
-    owner, method = (field.__self__, field.__func__) if isinstance(field, types.MethodType) else (field, None)
-    home = getattr(owner, "__dict__", None)
-    return (home if isinstance(home, dict) else None), method
-
-
-def _capture(
-    field: FlatField, description: Description, times: Tensor, y0: Tensor, controls: Sequence[Tensor]
-) -> Capture | Refusal:
-    held = tuple(description.held)
-    enabled = field.autocast[0]
+def _capture(field: FlatField, times: Tensor, y0: Tensor, controls: Sequence[Tensor]) -> Learned:
+    trial = _Trial(field)
+    refusal: Refusal
     try:
-        if enabled:
+        if field.autocast[0]:
             raise NotAProgram("autocast is on")
         if field.state.dtype not in _FLOATS:
             raise NotAProgram(f"the state is {field.state.dtype}, programs compute in float32 or float64")
         if y0.shape[0] == 0:
             raise NotAProgram("there are no samples")
-        graph, stand_ins = _record(field, description, times, y0, controls)
-        after = difference(description, describe(field.field))
-        if after is not None:
-            what = after.removeprefix("field").lstrip("., ") or "itself"
-            return Refusal(f"calling the field changes {what}", None, held, lasting=True)
-        return _build(field, description, graph, stand_ins, times, y0, controls)
-    except Written as refusal:
-        memory = refusal.tensor.untyped_storage()._cdata
-        owned = [p for t, p in zip(description.tensors, description.paths, strict=True) if _memory(t) == memory]
-        what = owned[0].removeprefix("field").lstrip("., ") if owned else "a tensor that it was given"
-        return Refusal(f"the field writes into {what}", refusal.where, held)
-    except NotAProgram as refusal:
-        return Refusal(refusal.reason, refusal.where, held)
+        graph, stand_ins = _record(field, times, y0, controls, trial)
+        for _ in range(_ROUNDS):
+            codes = set(trial.executed.codes)
+            found = _described(field, trial.executed)
+            made = _build(field, found, graph, stand_ins, y0, controls)
+            verify(field, made, found.tensors, times, y0, controls, graph.asks_for_gradient, trial)
+            if trial.executed.codes == codes:
+                return Learned(made, found, trial.executed)
+        raise NotAProgram("other code of the field runs from call to call")
+    except Written as written:
+        what = _owner(describe(field.field, trial.executed), written.tensor)
+        refusal = Refusal(f"the field writes into {what}", written.where, written.cure)
+    except NotAProgram as reason:
+        refusal = Refusal(reason.reason, reason.where, reason.cure)
     except Exception as error:  # a field that fails says so when it is solved; anything else must not stop a solve
-        return Refusal(f"capture fails with {type(error).__name__}: {error}", None, held)
+        refusal = Refusal(f"capture fails with {type(error).__name__}: {error}", None)
+    if trial.changed and "calling the field changes" not in refusal.reason:
+        refusal = replace(refusal, reason=f"{refusal.reason}; it also changes {shown(min(trial.changed))}")
+    try:
+        description = describe(field.field, trial.executed, skip=trial.changed)
+    except Exception:
+        description = describe(len, trial.executed)  # no field: it will be looked at again
+    return Learned(refusal, description, trial.executed, trial.changed)
+
+
+def _described(field: FlatField, executed: Executed) -> Description:
+    """What the code that ran can have read.
+
+    Raises:
+        NotAProgram: something of it cannot be watched.
+    """
+    found = describe(field.field, executed)
+    if found.opaque:
+        raise NotAProgram(f"the field reads {found.opaque[0]}")
+    unknown = next(iter(executed.codes - found.codes), None)
+    if unknown is not None:
+        where = f"{os.path.basename(unknown.co_filename)}:{unknown.co_firstlineno}"
+        raise NotAProgram(f"the field calls {unknown.co_name}(), which is in nothing that it refers to", where)
+    return found
 
 
 def _record(
-    field: FlatField, description: Description, times: Tensor, y0: Tensor, controls: Sequence[Tensor]
+    field: FlatField,
+    times: Tensor,
+    y0: Tensor,
+    controls: Sequence[Tensor],
+    trial: _Trial,
 ) -> tuple[Graph, bool]:
     """The graph, and whether the field holds tensors per sample."""
     batch = y0.shape[0]
     start = times[0].expand(batch).to(y0.dtype)
-    per_sample = [t for t in description.tensors if t.ndim and t.shape[0] == batch]
+    per_sample: list[Tensor] = []
 
     def samples(stand_in: bool) -> Callable[[int], Any]:
         def take(n: int) -> Any:
@@ -295,20 +157,27 @@ def _record(
 
         return take
 
-    error: Exception | None = None
-    for stand_in in (False, True) if per_sample else (False,):
+    reason: NotAProgram | None = None
+    for stand_in in (False, True):
         try:
-            return record(field, samples(stand_in), _simpler), stand_in
+            if stand_in:
+                held = describe(field.field, trial.executed).tensors
+                per_sample = [t for t in held if t.ndim and t.shape[0] == batch]
+                if not per_sample:
+                    break
+            return record(field, samples(stand_in), _simpler, trial), stand_in
         except NotAProgram as refusal:
-            if not stand_in and per_sample:
-                error = refusal
-                continue
-            raise error if isinstance(error, NotAProgram) else refusal from None
+            if trial.changed:
+                raise
+            reason = reason or refusal.with_traceback(None)
         except Exception as raised:  # the field's own affair, reported when it is called on the whole batch
-            error = error or raised
-    if isinstance(error, NotAProgram):
-        raise error
-    raise NotAProgram(f"the field raises {type(error).__name__} for fewer samples: {error}")
+            text = f"the field raises {type(raised).__name__} for fewer samples: {raised}"
+            reason = reason or NotAProgram(text)
+    assert reason is not None
+    try:
+        raise reason
+    finally:
+        reason = None  # the traceback refers to this frame
 
 
 def _simpler(func: Any) -> Callable[..., Any] | None:
@@ -336,7 +205,6 @@ def _build(
     description: Description,
     graph: Graph,
     per_sample: bool,
-    times: Tensor,
     y0: Tensor,
     controls: Sequence[Tensor],
 ) -> Capture:
@@ -350,7 +218,7 @@ def _build(
                 "attribute, nor in a closure or a global that its code names"
             )
         externals.append((number, place))
-    names = {number: description.paths[place].removeprefix("field").lstrip("., ") for number, place in externals}
+    names = {number: shown(description.paths[place]) for number, place in externals}
     names.update(
         (number, f"controls{i}" if len(controls) > 1 else "controls") for i, number in enumerate(graph.controls)
     )
@@ -365,13 +233,13 @@ def _build(
     where = {number: i for i, number in enumerate(graph.controls)}
     where.update((number, len(controls) + place) for number, place in externals)
 
-    def places(origin: Origin) -> _Places:
+    def places(origin: Origin) -> Places:
         if any(place != (0, 1) for place in dims) or not all(n in where for n in (*origin.shared, *origin.sample)):
             return None
         return tuple(where[n] for n in origin.shared), tuple(where[n] for n in origin.sample)
 
     batch = y0.shape[0] if per_sample else None
-    made = Capture(
+    return Capture(
         lowered.program,
         back,
         lowered,
@@ -381,11 +249,15 @@ def _build(
         batch,
         dims,
         (places(origins[0]), places(origins[1])),
-        tuple(description.held),
         tuple((place, description.tensors[place].clone()) for n, place in externals if n in lowered.indices),
     )
-    _verify(field, made, description.tensors, times, y0, controls)
-    return made
+
+
+def _owner(description: Description, tensor: Tensor) -> str:
+    """Where the field holds a tensor in the same memory."""
+    memory = _memory(tensor)
+    owned = [p for t, p in zip(description.tensors, description.paths, strict=True) if _memory(t) == memory]
+    return shown(owned[0]) if owned else "a tensor that it was given"
 
 
 def _memory(tensor: Tensor) -> int | None:
@@ -408,97 +280,3 @@ def _name(graph: Graph, names: dict[int, str], number: int, depth: int = 0) -> s
 
 def _short(path: str) -> str:
     return path.removeprefix("variable ").removeprefix("global ")
-
-
-def _verify(
-    field: FlatField,
-    made: Capture,
-    tensors: Sequence[Tensor],
-    times: Tensor,
-    y0: Tensor,
-    controls: Sequence[Tensor],
-) -> None:
-    """Compares program and pullback with the field and torch's gradient, on states and controls moved at random."""
-    batch = y0.shape[0]
-    n = batch if made.batch is not None else min(max(batch, 3), 5)
-    rows = torch.arange(n, device=y0.device) % batch
-    random = torch.Generator().manual_seed(0)
-    sources = [t for t in tensors if t.requires_grad]
-    replaced = {id(t): t.detach().requires_grad_() for t in sources} if need_stand_ins(sources) else {}
-    own_tensors = [replaced.get(id(t), t) for t in tensors]
-
-    def moved(x: Tensor) -> Tensor:
-        x = x.detach()[rows]
-        if not x.is_floating_point():
-            return x
-        noise = torch.randn(2, *x.shape, generator=random, dtype=torch.float32, device="cpu").to(x)
-        size = x.abs().mean() if x.numel() else 0.0
-        return (x * (1 + 0.1 * noise[0]) + 0.05 * size * noise[1]).contiguous()
-
-    first, last = times[0].expand(batch)[rows], times[-1].expand(batch)[rows]
-    t = (first + (last - first) * torch.rand(n, generator=random, device="cpu").to(first)).to(y0.dtype)
-    for state, inputs in (
-        (y0.detach()[rows], [c.detach()[rows] for c in controls]),
-        (moved(y0), [moved(c) for c in controls]),
-    ):
-        state = state.clone().requires_grad_()
-        inputs = [c.clone().requires_grad_(c.is_floating_point()) for c in inputs]
-        with torch.enable_grad():
-            with Substitute(replaced) if replaced else nullcontext():
-                expected = field(t, state, inputs)
-            shared, sample = made.leaves(own_tensors, inputs, n)
-        value = evaluate(made.program, t, state.detach(), [x.detach() for x in shared], [x.detach() for x in sample])
-        _agree(value, expected.detach(), "the values of the lowered program", _largest(expected.detach()))
-        g = torch.randn(expected.shape, generator=random, dtype=torch.float32, device="cpu").to(expected)
-        wanted = [state, *inputs, *[t for t in own_tensors if t.requires_grad]]
-        wanted = [x for x in wanted if x.requires_grad]
-        true: Sequence[Tensor | None] = (None,) * len(wanted)
-        if expected.requires_grad:
-            try:
-                true = torch.autograd.grad(expected, wanted, g, allow_unused=True)
-            except RuntimeError as error:
-                raise NotAProgram(f"torch cannot differentiate the field: {error}") from None
-        by_state, by_shared, by_sample = evaluate_pullback(
-            made.pullback, t, state.detach(), [x.detach() for x in shared], [x.detach() for x in sample], g
-        )
-        pairs = [(x, grad) for x, grad in zip((*shared, *sample), (*by_shared, *by_sample), strict=True)]
-        pairs = [(x, grad) for x, grad in pairs if x.requires_grad]
-        own: list[Tensor | None] = [None] * len(wanted)
-        if pairs:
-            own = list(
-                torch.autograd.grad(
-                    [x for x, _ in pairs], wanted, [g.reshape(x.shape) for x, g in pairs], allow_unused=True
-                )
-            )
-        own[0] = by_state if own[0] is None else own[0] + by_state
-        scale = max((_largest(grad) for grad in true if grad is not None), default=0.0)
-        for x, got, want in zip(wanted, own, true, strict=True):
-            zero = torch.zeros_like(x)
-            pair = zero if got is None else got, zero if want is None else want
-            _agree(*pair, "the gradient of the lowered program", scale)
-
-
-def _largest(x: Tensor) -> float:
-    return float(torch.where(torch.isfinite(x), x, 0.0).abs().amax()) if x.numel() else 0.0
-
-
-def _agree(value: Tensor, expected: Tensor, what: str, scale: float) -> None:
-    """Compares, up to rounding.
-
-    Args:
-        value: of the program.
-        expected: of the field.
-        what: for the message.
-        scale: the largest of all numbers that are compared. A gradient that is zero but for cancellation (of the bias
-            of keys in attention, say) is rounding of numbers of this size.
-    """
-    finite = torch.isfinite(expected)
-    same = torch.isfinite(value) == finite
-    kind = torch.finfo(expected.dtype if expected.dtype in _FLOATS else torch.float32)
-    difference = torch.where(finite & same, value - expected, 0.0).abs()
-    bound = _PRECISION[expected.dtype] * _largest(expected) + 1000 * kind.eps * scale + kind.tiny
-    if not bool(same.all()) or bool((difference > bound).any()):
-        raise NotAProgram(
-            f"{what} differ from those of the field: it is random, mixes samples, changes from call to call, or "
-            "defines a gradient of its own"
-        )

@@ -14,7 +14,7 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,27 +22,31 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastode.program.trust import USER, is_of_torch_or_python, verdict
+
 SIZES = (2, 3)
 """Batch sizes of the two recordings."""
 
-_PACKAGE = os.path.dirname(os.path.dirname(__file__))
-_SKIPPED = (os.path.dirname(torch.__file__), _PACKAGE)
-_FIELDS = (os.path.join(_PACKAGE, "fields.py"), os.path.join(_PACKAGE, "models"))  # these count as the user's
+
+KEEP_OUTSIDE = "count and collect outside of the field; Solution.stats has the number of evaluations"
+"""What helps a field that changes something beside its value."""
+_BY_TENSORS = "choose by torch.where and by indexing with tensors instead of Python's numbers"
+"""What helps a field that looks at values of tensors in Python."""
 
 
 class NotAProgram(Exception):  # noqa: N818 - not an error: the field is solved by other means
-    """The field cannot be written as a program; says why, and at which line of the user's code."""
+    """The field cannot be written as a program; says why, at which line of the user's code, and what would help."""
 
-    def __init__(self, reason: str, where: str | None = None) -> None:
+    def __init__(self, reason: str, where: str | None = None, cure: str | None = None) -> None:
         super().__init__(reason if where is None else f"{reason}, at {where}")
-        self.reason, self.where = reason, where
+        self.reason, self.where, self.cure = reason, where, cure
 
 
 class Written(NotAProgram):
     """The field would write into a tensor that is its own or that it was given; ``tensor`` shares its memory."""
 
     def __init__(self, tensor: Tensor, where: str | None) -> None:
-        super().__init__("the field writes into a tensor that it was given or owns", where)
+        super().__init__("the field writes into a tensor that it was given or owns", where, KEEP_OUTSIDE)
         self.tensor = tensor
 
 
@@ -102,6 +106,7 @@ class Graph:
         literals: tensors that the field made from numbers, by number.
         stopped: numbers of tensors that came out of ``detach``.
         output: number of the result.
+        asks_for_gradient: whether the field asks tensors if they require grad, as they do in a recording.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -113,10 +118,23 @@ class Graph:
     literals: dict[int, Tensor] = field(default_factory=dict)
     stopped: set[int] = field(default_factory=set)
     output: int = -1
+    asks_for_gradient: bool = False
 
 
-class _Detaches(TorchFunctionMode):
-    """Tells detach as the user writes it from the one that autograd uses inside."""
+class Watching(Protocol):
+    """Makes a context in which a field is watched (``watch.Watch``)."""
+
+    def __call__(self) -> Any:
+        """The context, whose ``outside`` stops watching and returns what goes on with it."""
+        ...
+
+
+class _Functions(TorchFunctionMode):
+    """Sees torch's functions and attributes of tensors as they are called, of which operations tell only a part.
+
+    It tells detach as the user writes it from the one that autograd uses inside, and values or properties of tensors
+    that leave torch.
+    """
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -126,6 +144,24 @@ class _Detaches(TorchFunctionMode):
         args, kwargs = pytree.tree_map_only(
             Tensor, lambda tensor: self._recorder.stand_ins.get(id(tensor), tensor), (args, kwargs or {})
         )
+        name = getattr(func, "__name__", "")
+        if name == "__get__" and verdict(sys._getframe(1).f_code) == USER:
+            attribute = func.__self__.__name__
+            if attribute in _ABOUT_GRADIENTS:
+                self._recorder.asks_for_gradient = True
+            elif attribute not in _ATTRIBUTES:
+                raise NotAProgram(f"the field reads the attribute {attribute} of a tensor", _users_line(1))
+        elif func in _ESCAPES:
+            raise NotAProgram(
+                f"{name}() brings a tensor's value to Python, so that code may depend on it", _users_line(1)
+            )
+        elif func in _FROM_DATA:
+            data = args[1] if func is Tensor.new_tensor else args[0] if args else kwargs.get("data")
+            if isinstance(data, Tensor):
+                options = {key: kwargs[key] for key in ("dtype", "device") if kwargs.get(key) is not None}
+                return data.detach().clone().to(**options).requires_grad_(kwargs.get("requires_grad", False))
+            if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(data)):
+                raise NotAProgram(f"{name}() reads the values of tensors, so that a constant comes out", _users_line(1))
         out = func(*args, **kwargs)
         if func in _DETACHES:
             self._recorder.stopped.add(self._recorder.number(out))
@@ -134,9 +170,15 @@ class _Detaches(TorchFunctionMode):
 
 class _Recorder(TorchDispatchMode):
     def __init__(
-        self, inputs: Sequence[Tensor], stand_ins: Sequence[tuple[Tensor, Tensor]], expand: Callable[[Any], Any]
+        self,
+        inputs: Sequence[Tensor],
+        stand_ins: Sequence[tuple[Tensor, Tensor]],
+        expand: Callable[[Any], Any],
+        outside: Callable[[], Callable[[], None]],
     ) -> None:
         super().__init__()
+        self.asks_for_gradient = False
+        self._outside = outside
         self.tensors: list[Tensor] = []  # keeps them alive: an id must not be reused
         self.numbers: dict[int, int] = {}
         self.calls: list[Call] = []
@@ -177,7 +219,13 @@ class _Recorder(TorchDispatchMode):
                 raise Written(given, where)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        go_on = self._outside()  # what the recorder itself does need not be watched
+        try:
+            return self._dispatch(func, args, kwargs or {})
+        finally:
+            go_on()
+
+    def _dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:
         leaves = pytree.tree_leaves((args, kwargs))
         dynamic = any(id(leaf) in self.dynamic for leaf in leaves if isinstance(leaf, Tensor))
         # Within a decomposition also what depends on neither time nor state: views must be known as views.
@@ -190,11 +238,13 @@ class _Recorder(TorchDispatchMode):
             finally:
                 self.expanding.pop()
         refs = lambda leaf: Ref(self.number(leaf)) if isinstance(leaf, Tensor) else leaf  # noqa: E731
-        where = _users_line()
+        where = _users_line(2)
         if torch.Tag.nondeterministic_seeded in func.tags and not _without_chance(func, args, kwargs):
             raise NotAProgram(f"{func} is random", where)
-        if func in _READS_VALUES:
-            raise NotAProgram(f"{func} brings a tensor's value to Python, so that code may depend on it", where)
+        if func in _READS_VALUES or _returns_numbers(func):
+            raise NotAProgram(
+                f"{func} brings a tensor's value to Python, so that code may depend on it", where, _BY_TENSORS
+            )
         if func._schema.is_mutable:
             self.forbid_writing(func, args, where)
         literal = func is torch.ops.aten.lift_fresh.default
@@ -213,6 +263,18 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
+_ATTRIBUTES = {
+    "data", "shape", "dtype", "device", "layout", "ndim", "T", "mT", "H", "mH", "real", "imag", "itemsize", "nbytes",
+    "is_cpu", "is_cuda", "is_meta", "is_sparse", "is_sparse_csr", "is_nested", "is_quantized", "is_mkldnn", "names",
+}  # fmt: skip
+"""Attributes of tensors that tell about shape and type only, or are operations."""
+_ABOUT_GRADIENTS = {"requires_grad", "is_leaf"}
+_ESCAPES = (Tensor.tolist, Tensor.numpy, Tensor.data_ptr, Tensor.__array__)
+_FROM_DATA = (torch.tensor, Tensor.new_tensor)
+_ABOUT_SHAPES = {"is_same_size", "size", "stride", "numel", "dim", "storage_offset", "is_contiguous", "layout"} | {
+    "sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "sym_is_contiguous", "is_non_overlapping_and_dense",
+    "is_strides_like_format", "is_complex", "is_floating_point", "is_pinned",
+}  # fmt: skip
 _DETACHES = (Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 _aten = torch.ops.aten
 _READS_VALUES = {
@@ -233,12 +295,22 @@ def _without_chance(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> b
     return rrelu and not training
 
 
-def _users_line() -> str | None:
-    """File, line and text of the innermost frame that is the user's."""
-    frame: types.FrameType | None = sys._getframe(2)
+def _returns_numbers(func: Any) -> bool:
+    """Whether an operation tells Python something about values: it returns numbers and not tensors."""
+    kinds = [str(returned.type) for returned in func._schema.returns]
+    return func.overloadpacket.__name__ not in _ABOUT_SHAPES and any("Tensor" not in kind for kind in kinds)
+
+
+def _users_line(depth: int) -> str | None:
+    """``line_of`` the caller of the function that is ``depth`` calls up."""
+    return line_of(sys._getframe(depth + 1))
+
+
+def line_of(frame: types.FrameType | None) -> str | None:
+    """File, line and text of the innermost frame, from this one on, that is the user's."""
     while frame is not None:
         name = frame.f_code.co_filename
-        if name.startswith(_FIELDS) or not name.startswith((*_SKIPPED, "<frozen")):
+        if verdict(frame.f_code) == USER and not is_of_torch_or_python(frame.f_code):
             text = linecache.getline(name, frame.f_lineno).strip()
             return f"{os.path.basename(name)}:{frame.f_lineno}" + (f": {text}" if text else "")
         frame = frame.f_back
@@ -249,6 +321,7 @@ def record(
     call: Callable[[Tensor, Tensor, list[Tensor]], Tensor],
     samples: Callable[[int], tuple[Tensor, Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]],
     expand: Callable[[Any], Any],
+    watch: Watching,
 ) -> Graph:
     """The graph of a field.
 
@@ -257,13 +330,14 @@ def record(
         samples: for n, arguments of n samples, and pairs of tensors that the field holds per sample and of
             stand-ins for them.
         expand: a simpler implementation of an operation, or None.
+        watch: makes a context in which the field is watched, with a method ``outside`` that stops it for a while.
 
     Raises:
         NotAProgram: the field does something that no program can.
         Exception: whatever the field raises.
     """
     given = [samples(n) for n in SIZES]
-    graph = _join(*[_record_once(call, *arguments, expand) for arguments in given])
+    graph = _join(*[_record_once(call, *arguments, expand, watch) for arguments in given])
     graph.controls = list(range(2, 2 + len(given[0][2])))
     return graph
 
@@ -275,11 +349,13 @@ def _record_once(
     controls: list[Tensor],
     stand_ins: Sequence[tuple[Tensor, Tensor]],
     expand: Callable[[Any], Any],
+    watch: Watching,
 ) -> tuple[_Recorder, int]:
     # Requiring gradient, as fields ask for that take derivatives themselves; nothing is differentiated here.
     y = y.detach().clone().requires_grad_()
-    recorder = _Recorder([t, y, *controls], stand_ins, expand)
-    with torch.enable_grad(), _Detaches(recorder), recorder:
+    watched = watch()
+    recorder = _Recorder([t, y, *controls], stand_ins, expand, watched.outside)
+    with torch.enable_grad(), _Functions(recorder), recorder, watched:
         out = call(t, y, controls)
     return recorder, recorder.number(out)
 
@@ -288,7 +364,7 @@ def _join(first: tuple[_Recorder, int], second: tuple[_Recorder, int]) -> Graph:
     (a, a_out), (b, b_out) = first, second
     if len(a.calls) != len(b.calls) or a_out != b_out or len(a.tensors) != len(b.tensors):
         raise NotAProgram("the operations that the field does depend on the values or the number of the samples")
-    graph = Graph(stopped=a.stopped, output=a_out)
+    graph = Graph(stopped=a.stopped, output=a_out, asks_for_gradient=a.asks_for_gradient)
     for x, y in zip(a.calls, b.calls, strict=True):
         if x.func is not y.func or x.outputs != y.outputs or x.where != y.where:
             raise NotAProgram(

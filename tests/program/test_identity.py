@@ -1,12 +1,17 @@
 """A program is captured once for fields that are alike, and never used for a field that has changed."""
 
 import collections
+import contextvars
 import copy
+import ctypes
 import dataclasses
 import enum
 import functools
 import gc
+import io
+import itertools
 import pickle
+import random
 import sys
 import threading
 import types
@@ -21,7 +26,8 @@ import fastode
 from fastode._environment import _C
 from fastode.program import capture
 from fastode.program.capture import Capture
-from fastode.program.identity import KEPT_ON_FIELDS, Guard, describe
+from fastode.program.describe import Executed, describe
+from fastode.program.known import KNOWN_FIELDS
 from tests.program.tools import F64, attempt, compare, refusal_of
 
 
@@ -40,7 +46,7 @@ def captures(monkeypatch):
         return real(*args)
 
     monkeypatch.setattr(capture, "_capture", counted)
-    monkeypatch.setattr(capture, "_captures", type(capture._captures)())
+    monkeypatch.setattr(KNOWN_FIELDS, "entries", collections.OrderedDict())
     return made
 
 
@@ -736,31 +742,73 @@ def test_a_large_array_is_refused():
     def field(t, y):
         return y * float(table[3])
 
-    assert "variable table may change without being noticed" in refusal_of(field, Y0).reason
+    assert "variable table (an array of 8000000 bytes) may change without being noticed" in str(refusal_of(field, Y0))
 
 
-def test_what_takes_long_to_look_through_is_refused_once(monkeypatch):
-    from fastode.program import identity
+def test_what_takes_long_to_look_through_is_refused_once(monkeypatch, captures):
+    from fastode.program import describe
 
-    class Holding(Net):
-        def __init__(self):
-            super().__init__()
-            self.data = [[i] for i in range(100)]
-
-    monkeypatch.setattr(identity, "_MAX_OBJECTS", 50)
-    field = Holding()
-    assert "may change without being noticed" in refusal_of(field, Y0).reason
-    monkeypatch.setattr(capture, "describe", None)
-    assert "may change without being noticed" in refusal_of(field, Y0).reason
-
-
-def test_a_container_of_an_unknown_kind_is_refused():
-    last = collections.deque([1.0])
+    table = [[float(i)] for i in range(100)]
 
     def field(t, y):
-        return y * last[0]
+        return y * table[0][0]
 
-    assert "variable last may change without being noticed" in refusal_of(field, Y0).reason
+    monkeypatch.setattr(describe, "_MAX_OBJECTS", 50)
+    for _ in range(3):
+        assert "after 50 other objects" in refusal_of(field, Y0).reason
+    assert len(captures) == 1
+
+
+class Owner:
+    rate = 1.0
+
+
+UNKNOWN = {
+    "iterator": lambda: iter([1.0, 2.0]),
+    "counter": lambda: itertools.count(1),
+    "generator": lambda: (x for x in (1.0, 2.0)),
+    "view": lambda: types.MappingProxyType({"rate": 1.0}),
+    "weak reference": lambda: weakref.ref(Owner()),
+    "context variable": lambda: contextvars.ContextVar("rate", default=1.0),
+    "foreign number": lambda: ctypes.c_double(1.0),
+    "random numbers": lambda: random.Random(0),
+    "lock": threading.Lock,
+    "stream": io.StringIO,
+    "thread's own": threading.local,
+    "cache": lambda: functools.lru_cache(lambda: 1.0),
+    "deque of objects": lambda: collections.deque([object()]),
+    "keys that are objects": lambda: {Owner(): 1.0},
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_what_cannot_be_watched_is_refused_before_it_is_called(kind):
+    held, calls = UNKNOWN[kind](), []
+
+    def field(t, y):
+        calls.append(held)
+        return -y
+
+    reason = refusal_of(field, Y0).reason
+    assert "variable held (" in reason
+    assert "may change without being noticed" in reason
+    assert not calls
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_what_is_not_named_in_code_that_runs_does_not_matter(kind):
+    class Field(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.held = UNKNOWN[kind]()
+
+        def other(self):
+            return self.held
+
+        def forward(self, t, y):
+            return -y
+
+    compare(Field(), Y0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -770,12 +818,12 @@ def test_a_scripted_module_is_refused():
 
 
 def test_an_object_that_does_not_let_itself_be_looked_at_is_refused():
-    class Shy(dict):
-        def values(self):
+    class Shy:
+        def __getattribute__(self, name):
             raise OSError("no")
 
-    shy = Shy(k=1.0)
-    assert "cannot be looked through" in refusal_of(lambda t, y: y * shy["k"], Y0).reason
+    shy = Shy()
+    assert "cannot be looked through" in refusal_of(lambda t, y: y * shy.rate, Y0).reason
 
 
 def test_capture_leaves_no_trace_in_buffers():
@@ -831,25 +879,30 @@ def test_refused_fields_are_let_go():
     assert [ref() for ref in dead] == [None] * 2
 
 
-def test_the_number_of_captures_is_bounded(monkeypatch):
-    monkeypatch.setattr(capture, "_KEPT", 4)
-    monkeypatch.setattr(capture, "_captures", type(capture._captures)())
-    for k in range(7):
-        compare(lambda t, y: y * float(k), Y0)  # noqa: B023
-        assert len(capture._captures) <= 4
+def test_the_number_of_known_fields_is_bounded(monkeypatch, captures):
+    from fastode.program import known
+
+    monkeypatch.setattr(known, "_KINDS", 4)
+    for d in range(1, 8):
+        compare(lambda t, y: y * 2.0, randn(2, d))
+        assert len(KNOWN_FIELDS.entries) <= 4
+    compare(lambda t, y: y * 2.0, randn(2, 7))
 
 
-def test_captures_kept_on_a_field_are_bounded():
-    net = nn.Identity()
+def test_programs_of_one_field_are_bounded(captures):
+    from fastode.program.known import _EACH
 
     class Field(nn.Module):
-        def forward(self, t, y):
-            return net(y)
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
 
-    field = Field()
-    for d in range(1, 40):
-        attempt(field, randn(2, d))
-        assert len(vars(field)[KEPT_ON_FIELDS]) <= 17
+        def forward(self, t, y):
+            return y * len(self.name)
+
+    for i in range(_EACH + 9):
+        compare(Field("x" * i), Y0)
+    assert max(map(len, KNOWN_FIELDS.entries.values())) <= _EACH
 
 
 # -- copies, threads
@@ -861,19 +914,17 @@ def test_copies_do_not_carry_captures(copied):
     compare(net, Y0)
     again = copied(net)
     if copied is not copy.copy:
-        assert not vars(again).get(KEPT_ON_FIELDS)
         assert again.net is not net.net
     again.gain = 9.0
     compare(again, Y0)
     compare(net, Y0)
 
 
-def test_captures_are_not_in_the_state_dict():
-    net = Net()
-    before = list(net.state_dict())
-    compare(net, Y0)
-    assert list(net.state_dict()) == before
-    assert KEPT_ON_FIELDS not in repr(net)
+def test_nothing_is_left_on_the_field():
+    for field in (Net(), Plain(), functools.partial(Net(), None), lambda t, y: y * RATE):
+        before = set(vars(field))
+        attempt(field, Y0)
+        assert set(vars(field)) == before
 
 
 def test_saving_after_capture(tmp_path):
@@ -940,14 +991,30 @@ def test_a_global_that_hides_a_builtin(monkeypatch):
     compare(field, Y0)
 
 
-def test_the_guard_notices_and_the_description_agrees():
+def test_the_matcher_holds_for_what_is_alike():
+    executed = Executed()
+    executed.add(Net.forward.__code__)
     net = Net()
-    guard = Guard(describe(net))
-    assert guard.holds()
+    matcher = describe(net, executed).matcher()
+    found = matcher.match(net)
+    assert [id(x) for x in found] == [id(x) for x in net.parameters()]
+    assert len(matcher.match(Net())) == 4
+    net.step = 1  # not named in the code that ran
+    assert matcher.match(net) is not None
     net.gain = 7.0
-    assert not guard.holds()
-    net.gain = 1.5  # another object, though equal: described anew, and found to be the same
-    assert describe(net).key == describe(Net()).key
+    assert matcher.match(net) is None
+    net.gain = 3.0 / 2.0  # another object, though equal
+    assert matcher.match(net) is not None
+    assert matcher.match(Net(nn.ReLU())) is None
+    assert matcher.match(None) is None
+
+
+def test_what_a_matcher_is_given_is_checked():
+    for statements in ([("no such", 0, 0, 0, None)], [("is", 3, 0, 0, None)], [("same", 0, 0, 9, None)]):
+        with pytest.raises(ValueError, match="Matcher"):
+            _C.Matcher(statements, 1, [])
+    with pytest.raises(ValueError, match="slot"):
+        _C.Matcher([], 1, [2])
 
 
 def test_a_method_of_a_model_in_training_is_captured_once(captures):
@@ -972,30 +1039,3 @@ def test_a_method_of_a_model_in_training_is_captured_once(captures):
     trainer = lightning.Trainer(max_steps=5, enable_model_summary=False, accelerator="cpu", **quiet)
     trainer.fit(Model(), torch.utils.data.DataLoader(torch.randn(40, 3), batch_size=8))
     assert len(captures) == 1
-
-
-def test_items_of_dictionaries_are_compared_by_identity_and_order():
-    one, other = object(), object()
-    watched = {"a": one, "b": other}
-    entry = (watched, tuple(watched.values()), tuple(watched))
-    same = lambda: _C.same_items([({}, (), ()), entry], "left out")  # noqa: E731
-    assert same()
-    watched["left out"] = 1.0
-    assert same()
-    watched["c"] = one
-    assert not same()
-    del watched["c"]
-    assert same()
-    watched["b"] = one
-    assert not same()
-    del watched["b"]
-    assert not same()
-    watched.clear()
-    watched.update(b=other, a=one)
-    assert not same()
-    renamed = {"".join(["a", "x"]): one}
-    assert _C.same_items([(renamed, (one,), ("".join(["a", "x"]),))], "left out")
-    assert not _C.same_items([(renamed, (one,), ("ay",))], "left out")
-    for wrong in ([()], [(watched, (), "a")], [(watched, (one,), ())], [([], (), ())]):
-        with pytest.raises(ValueError, match="expected tuples of a dict"):
-            _C.same_items(wrong, "left out")
