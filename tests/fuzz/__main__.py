@@ -26,8 +26,8 @@ from tests.fuzz.failure import Failure
 from tests.fuzz.kinds import KINDS, known_to_fail
 from tests.fuzz.reduce import failure_of, reduce
 
-_LIMIT = 60
-"""Seconds of one case."""
+_LIMIT, _HANGS = 60, 900
+"""Seconds of the processor, and seconds, of one case."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -119,11 +119,14 @@ def _child(kinds: list[str], seed: int, with_open: bool, start: int) -> None:
             check = KINDS[kind].check
 
             def limited(case: Any, check: Any = check) -> object:
+                signal.signal(signal.SIGPROF, _late)
                 signal.signal(signal.SIGALRM, _late)
-                signal.alarm(_LIMIT)
+                signal.setitimer(signal.ITIMER_PROF, _LIMIT)
+                signal.alarm(_HANGS)
                 try:
                     return check(case)
                 finally:
+                    signal.setitimer(signal.ITIMER_PROF, 0)
                     signal.alarm(0)
 
             failure = failure_of(limited, case)
@@ -137,7 +140,7 @@ def _child(kinds: list[str], seed: int, with_open: bool, start: int) -> None:
 
 
 def _late(number: int, frame: object) -> None:
-    raise Failure("time", f"not done after {_LIMIT} s")
+    raise Failure("time", f"not done after {_LIMIT} s of the processor, or {_HANGS} s")
 
 
 if __name__ == "__main__":
