@@ -67,10 +67,17 @@ class _Trial:
         self.changed: frozenset[str] = frozenset()
         self._field = field.field
         self._snapshot = Snapshot()
+        self._last: Watch | None = None
 
     def __call__(self) -> Watch:
         """A context for one call."""
-        return Watch(self.executed, self._arrive, self._restore)
+        self._last = Watch(self.executed, self._arrive, self._restore)
+        return self._last
+
+    @property
+    def refused(self) -> bool:
+        """Whether the last call did, or was about to do, what is not known to be harmless."""
+        return self._last is not None and self._last.refusal is not None
 
     def _arrive(self) -> str | None:
         try:
@@ -167,7 +174,7 @@ def _record(
                     break
             return record(field, samples(stand_in), _simpler, trial), stand_in
         except NotAProgram as refusal:
-            if trial.changed:
+            if trial.changed or trial.refused:
                 raise
             reason = reason or refusal.with_traceback(None)
         except Exception as raised:  # the field's own affair, reported when it is called on the whole batch

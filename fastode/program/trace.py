@@ -210,12 +210,17 @@ class _Recorder(TorchDispatchMode):
             self.externals[found] = tensor
         return found
 
-    def forbid_writing(self, func: Any, args: Sequence[Any], where: str | None) -> None:
+    def forbid_writing(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], where: str | None) -> None:
         """A recording must leave no trace: what counts calls, or keeps running means, is refused beforehand."""
         memory = {t.untyped_storage()._cdata for t in self.externals.values()}
-        for argument, given in zip(func._schema.arguments, args, strict=False):
-            written = argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, Tensor)
-            if written and (id(given) not in self.numbers or given.untyped_storage()._cdata in memory):
+        for i, argument in enumerate(func._schema.arguments):
+            given = args[i] if i < len(args) else kwargs.get(argument.name)
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if (
+                written
+                and isinstance(given, Tensor)
+                and (id(given) not in self.numbers or given.untyped_storage()._cdata in memory)
+            ):
                 raise Written(given, where)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -246,7 +251,7 @@ class _Recorder(TorchDispatchMode):
                 f"{func} brings a tensor's value to Python, so that code may depend on it", where, _BY_TENSORS
             )
         if func._schema.is_mutable:
-            self.forbid_writing(func, args, where)
+            self.forbid_writing(func, args, kwargs, where)
         literal = func is torch.ops.aten.lift_fresh.default
         known = literal and id(args[0]) not in self.numbers
         call_args, call_kwargs = pytree.tree_map(refs, (tuple(args), dict(kwargs))) if not known else ((), {})

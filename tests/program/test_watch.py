@@ -278,6 +278,26 @@ def test_effects_are_those_of_the_solves_own_calls(kind):
         del Owner.n
 
 
+def test_what_is_refused_is_not_called_a_second_time():
+    """The field holds a tensor with as many rows as there are samples: a reason to record it in another way."""
+    number, noise = ctypes.c_double(1.0), torch.ones(3, 2, dtype=F64)
+
+    def field(t, y):
+        number.value *= 0.5
+        return -number.value * noise * y
+
+    sol = fastode.solve(field, Y0, T, method="euler", step_size=0.25)
+    assert number.value == 0.5 ** int(sol.stats.n_evals[0])
+
+
+def test_buffers_written_by_out_are_not_written_on_trial():
+    net = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2, dtype=F64))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert "writes into" in refusal_of(lambda t, y: net(y), Y0).reason
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_hooks_and_counters_see_the_whole_state_only():
     seen = []
     net = nn.Linear(2, 2, dtype=F64)
