@@ -37,6 +37,13 @@ def bounces(height: Tensor, n: int, restitution: float = 0.8) -> Tensor:
     return torch.stack([first * (1 + 2 * sum(restitution**k for k in range(1, i + 1))) for i in range(n)], 1)
 
 
+@pytest.fixture(params=["numpy", "torch"])
+def kind_of_arrays(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search on numpy's arrays, and on torch's as on devices other than the CPU."""
+    if request.param == "torch":
+        monkeypatch.setattr(fastode.events.arrays, "of", lambda x: x.detach())
+
+
 # -- the clock
 
 
@@ -158,6 +165,7 @@ LOOSE = {"flat root": 1e-4}
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("name", UNEVEN)
+@pytest.mark.usefixtures("kind_of_arrays")
 def test_functions_that_are_not_smooth(name: str, terminal: bool, backward: bool) -> None:
     """The time is that at which the sign changes, and it is recorded once."""
     fn, roots = UNEVEN[name]
@@ -193,6 +201,7 @@ def test_a_jump_has_no_derivative_and_a_root_beside_undefined_values_has_one() -
             assert_close(grad(UNEVEN[name][0], gradient), torch.full((1, 1), slope, dtype=F64), 1e-9)
 
 
+@pytest.mark.usefixtures("kind_of_arrays")
 def test_a_jump_resets_once() -> None:
     """A switch by floor, which has no slope: the state is set back at every whole number, and nowhere else."""
     event = Event(lambda t, y: 0.5 - torch.floor(y[:, 0]), reset=lambda t, y: y - 1.0)
@@ -201,6 +210,7 @@ def test_a_jump_resets_once() -> None:
     assert_close(sol.ys[-1], torch.full((2, 1), 0.25, dtype=F64))
 
 
+@pytest.mark.usefixtures("kind_of_arrays")
 def test_samples_have_the_same_bits_in_any_company() -> None:
     """Among them samples whose functions are undefined, dip twice, or never change their sign."""
     levels = torch.linspace(0.05, 1.6, 37, dtype=F64)[:, None]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastode.backends.implicit.arithmetic import combine
 from fastode.problem import Plan
-from fastode.reference import polynomial, rk_step
 from fastode.solution import DenseOutput
 
 _CHUNK = 8192  # steps whose stages are held at a time
@@ -57,15 +57,19 @@ def dense_output(
     batch, width = y0.shape
     device = y0.device
     start, end, size = record.table.unbind(1)
-    total = record.table.shape[0]
+    tableau, total = plan.tableau, record.table.shape[0]
     owner = torch.repeat_interleave(torch.arange(batch, device=device), n_accepted, output_size=total)
-    coefs = torch.empty(total, plan.tableau.degree + 1, width, dtype=y0.dtype, device=device)
+    coefs = torch.empty(total, tableau.degree + 1, width, dtype=y0.dtype, device=device)
     for first in range(0, total, _CHUNK):
         part = slice(first, min(first + _CHUNK, total))
         leaves = [leaf[owner[part]] for leaf in sample]
-        t, h, y = start[part].contiguous(), size[part].contiguous(), record.states[part]
-        _, stages = rk_step(plan.tableau, lambda t, y, own=leaves: field(t, y, own), t, h, y, field(t, y, leaves))  # type: ignore[misc]
-        coefs[part] = polynomial(plan.tableau, h, y, stages).movedim(0, 1)
+        t, h, y = start[part].contiguous(), size[part].contiguous(), record.states[part].contiguous()
+        stages = [field(t, y, leaves)]
+        for i in range(1, tableau.n_stages):
+            stages.append(field(t + float(tableau.c[i]) * h, combine(y, h, tableau.a[i, :i], stages), leaves))
+        coefs[part, 0] = y
+        for m in range(tableau.degree):
+            coefs[part, m + 1] = combine(None, h, tableau.q[:, m], stages)
     longest = int(n_accepted.max()) if batch else 0
     number = torch.arange(longest, device=device)[:, None]
     taken = number < n_accepted

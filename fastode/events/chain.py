@@ -21,10 +21,10 @@ from torch import Tensor
 
 from fastode.backends.base import Forward
 from fastode.backends.compare import same_rows
+from fastode.events import arrays as xp
 from fastode.events.collect import Recorded, Scattered, joined_dense, rank
 from fastode.events.crossing import leaves_root, locate, locate_any_order, rates
 from fastode.events.event import FlatEvents
-from fastode.events.line import sign_of
 from fastode.events.result import Events, Occurrences
 from fastode.events.search import Found, Search
 from fastode.events.span import make_span
@@ -149,14 +149,14 @@ class Chain:
                 slope = self._slope(t, y) if slope is None else slope
                 g, rate, size = rates(events, e, t, y, self.held, slope)
                 at_root = active & leaves_root(self.residual[:, e], g, size, y.dtype)
-            sign = sign_of(g)
+            sign = xp.tensor(xp.sign_of(xp.of(g)))
             if host_any(at_root):
                 sign = torch.where(at_root, torch.sign(rate) * self.direction, sign)
             values.append(g)
             signs.append(sign)
             roots.append(at_root)
         self.at_root = torch.stack(roots, 1)
-        return Start(torch.stack(values, 1), torch.stack(signs, 1))
+        return Start(xp.of(torch.stack(values, 1)), xp.of(torch.stack(signs, 1)))
 
     def _slope(self, t: Tensor, y: Tensor) -> Tensor:
         """The field (B, D) at times (B,) and states (B, D), without graph."""

@@ -7,13 +7,14 @@ and where it is NaN beyond its root the root itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from fastode.events import arrays as xp
+from fastode.events.arrays import Array
 
-Function = Callable[[Tensor], Tensor]
+Function = Callable[[Array], Array]
 """Values (m, n) at points (m, n), column i in bracket i."""
 
 _MOST = 60
@@ -42,11 +43,11 @@ class Roots:
         jumps: (n,) bool, whether the function jumps there instead of passing through zero.
     """
 
-    at: Tensor
-    jumps: Tensor
+    at: Array
+    jumps: Array
 
 
-def leave_root(fn: Function, a: Tensor, b: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
+def leave_root(fn: Function, a: Array, b: Array, sign: Array) -> tuple[Array, Array]:
     """Moves the left end of brackets that begin at a root, or too near to one for the sign to be seen.
 
     Args:
@@ -59,18 +60,31 @@ def leave_root(fn: Function, a: Tensor, b: Tensor, sign: Tensor) -> tuple[Tensor
         The rightmost a + (b - a) 2^-k with this sign, and the point after it, where the sign is another one; both equal
         a where there is none.
     """
-    k = torch.arange(_FINEST, -1, -1, dtype=torch.float64, device=a.device)
-    points = a + (b - a) * torch.exp2(-k)[:, None]
-    has_sign = torch.sign(fn(points)) == sign
+    k = _FINEST - xp.count_up_real(a, _FINEST + 1)
+    points = a + (b - a) * (0.5**k)[:, None]
+    has_sign = xp.sign_of(fn(points)) == sign
     # From the right: the root that is looked for is the last one before b, as no two are told apart within a part.
-    last = _FINEST - has_sign.flip(0).to(torch.int8).argmax(0)
-    found = has_sign.any(0) & (last < _FINEST)
-    at = torch.where(found, last, 0)
-    left, right = points.gather(0, at[None])[0], points.gather(0, (at + 1)[None])[0]
-    return torch.where(found, left, a), torch.where(found, right, a)
+    numbers = xp.where(has_sign, xp.count_up(a, _FINEST + 1)[:, None], -1)
+    last = xp.running_max(numbers)[-1]
+    found = (last >= 0) & (last < _FINEST)
+    at = xp.where(found, last, 0)
+    left, right = xp.take(points, xp.stack([at, at + 1]))
+    return xp.where(found, left, a), xp.where(found, right, a)
 
 
-def other_sign(fn: Function, a: Tensor, b: Tensor, sign: Tensor, tol: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+def _shrink(points: Array, values: Array, sign: Array) -> tuple[Array, Array]:
+    """The neighbours (2, n) among points (m, n), and the values there, between which functions lose their signs.
+
+    The first point is one before, the last one beyond, whatever the values.
+    """
+    same = values * sign > 0  # NaN is beyond
+    same[0], same[-1] = True, False
+    at = xp.where(same, 1, 0).argmin(0)
+    pair = xp.stack([at - 1, at])
+    return xp.take(points, pair), xp.take(values, pair)
+
+
+def other_sign(fn: Function, a: Array, b: Array, sign: Array, tol: Array, noise: float) -> tuple[Array, Array]:
     """Looks from a, where functions have a sign, towards b, where they are NaN, for a point with another sign.
 
     Args:
@@ -85,33 +99,26 @@ def other_sign(fn: Function, a: Tensor, b: Tensor, sign: Tensor, tol: Tensor, no
         Points (n,) and values there. Where no other sign is found it is the last point at which the function is
         defined, with the value zero if the function falls to zero there, as sqrt does.
     """
-    cuts = torch.arange(1, _SECTIONS, dtype=torch.float64, device=a.device)[:, None] / _SECTIONS
-    x1, x2 = a, b
-    f1, f2 = sign.clone(), torch.full_like(a, torch.nan)
+    cuts = (xp.count_up_real(a, _SECTIONS)[1:] / _SECTIONS)[:, None]
+    x1, x2, f1, f2 = a, b, sign, sign * math.nan
     for _ in range(_MOST):
-        done = ((x2 - x1).abs() <= tol) | ~f2.isnan()
+        done = (abs(x2 - x1) <= tol) | ~xp.isnan(f2)
         if bool(done.all()):
             break
         points = x1 + (x2 - x1) * cuts
-        values = torch.cat([f1[None], fn(points), f2[None]])
-        points = torch.cat([x1[None], points, x2[None]])
-        same = values * sign > 0
-        same[0] = True
-        same[-1] = False
-        at = same.to(torch.int8).argmin(0)
-        pair = torch.stack([at - 1, at])
-        (left, right), (f_left, f_right) = points.gather(0, pair), values.gather(0, pair)
-        x1, f1 = torch.where(done, x1, left), torch.where(done, f1, f_left)
-        x2, f2 = torch.where(done, x2, right), torch.where(done, f2, f_right)
-    step = torch.sign(a - b) * torch.maximum(4 * tol, torch.full_like(tol, 16 * noise))
-    near, far = fn(torch.stack([x1 + step, x1 + 16 * step]))
-    falls = (near * sign > 0) & (near.abs() <= _FALLS * far.abs())
-    last = torch.where(falls, 0.0, f1)
-    found = ~f2.isnan()
-    return torch.where(found, x2, x1), torch.where(found, f2, last)
+        values = xp.cat([f1[None], fn(points), f2[None]])
+        (left, right), (f_left, f_right) = _shrink(xp.cat([x1[None], points, x2[None]]), values, sign)
+        x1, f1 = xp.where(done, x1, left), xp.where(done, f1, f_left)
+        x2, f2 = xp.where(done, x2, right), xp.where(done, f2, f_right)
+    step = xp.sign_of(a - b) * xp.larger(4 * tol, 16 * noise)
+    near, far = fn(xp.stack([x1 + step, x1 + 16 * step]))
+    falls = (near * sign > 0) & (abs(near) <= _FALLS * abs(far))
+    last = xp.where(falls, 0.0, f1)
+    found = ~xp.isnan(f2)
+    return xp.where(found, x2, x1), xp.where(found, f2, last)
 
 
-def find_dips(fn: Function, a: Tensor, b: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
+def find_dips(fn: Function, a: Array, b: Array, sign: Array) -> tuple[Array, Array]:
     """Looks inside of [a, b] for a point at which functions do not have the sign that they have at both ends.
 
     Args:
@@ -123,25 +130,24 @@ def find_dips(fn: Function, a: Tensor, b: Tensor, sign: Tensor) -> tuple[Tensor,
     Returns:
         The points (n,) where the functions go deepest, of those that were looked at, and the values there.
     """
-    cuts = torch.arange(1, _DIP_POINTS + 1, dtype=torch.float64, device=a.device)[:, None] / (_DIP_POINTS + 1)
-    best, value = a, sign * torch.inf
+    cuts = ((xp.count_up_real(a, _DIP_POINTS) + 1) / (_DIP_POINTS + 1))[:, None]
+    best, lowest = a, sign * sign * math.inf
     for _ in range(_DIP_ROUNDS):
         gap = (b - a) / (_DIP_POINTS + 1)
         points = a + (b - a) * cuts
-        values = fn(points)
-        lowest, at = (values * sign).nan_to_num(torch.inf).min(0)
-        x = points.gather(0, at[None])[0]
-        deeper = lowest < value * sign
-        best, value = torch.where(deeper, x, best), torch.where(deeper, lowest * sign, value)
-        if bool((value * sign <= 0).all()):
+        depth = fn(points) * sign
+        depth = xp.where(xp.isnan(depth), math.inf, depth)
+        at = depth.argmin(0)[None]
+        x, found = xp.take(points, at)[0], xp.take(depth, at)[0]
+        deeper = found < lowest
+        best, lowest = xp.where(deeper, x, best), xp.where(deeper, found, lowest)
+        if bool((lowest <= 0).all()):
             break
-        a, b = torch.maximum(a, best - gap), torch.minimum(b, best + gap)
-    return best, value
+        a, b = xp.larger(a, best - gap), xp.smaller(b, best + gap)
+    return best, lowest * sign
 
 
-def find_roots(
-    fn: Function, a: Tensor, b: Tensor, fa: Tensor, fb: Tensor, sign: Tensor, tol: Tensor, noise: float
-) -> Roots:
+def find_roots(fn: Function, a: Array, b: Array, fa: Array, fb: Array, sign: Array, tol: Array, noise: float) -> Roots:
     """The root in each bracket, to within ``tol``.
 
     Each round evaluates three points, around the zero of the parabola through the last ones as a function of the value
@@ -159,45 +165,39 @@ def find_roots(
         noise: width at which zero counts as the root, in units of the bracket's argument; below it a function that
             stays zero is one that rounding makes so.
     """
-    scale = fa.abs() + torch.where(torch.isfinite(fb), fb.abs(), 0.0)
+    scale = abs(fa) + xp.where(xp.finite(fb), abs(fb), 0.0)
     f1, f2, x1, x2 = fa, fb, a, b
     guess = a + (b - a) * (fa / (fa - fb))
     radius = (b - a) / 8
-    middle = torch.full_like(a, torch.nan)
     for _ in range(_MOST):
         width = x2 - x1
         done = (width <= tol) | ((f2 == 0) & (width <= noise))
         if bool(done.all()):
             break
         usable = (guess > x1) & (guess < x2) & (radius < width / 2)
-        x = torch.where(usable, guess, x1 + width / 2)
-        r = torch.where(usable, torch.maximum(radius, tol / 2), width / 4)
-        points = torch.stack([torch.maximum(x - r, x1), x, torch.minimum(x + r, x2)])
+        x = xp.where(usable, guess, x1 + width / 2)
+        r = xp.where(usable, xp.larger(radius, tol / 2), width / 4)
+        points = xp.stack([xp.larger(x - r, x1), x, xp.smaller(x + r, x2)])
         values = fn(points)
-        points = torch.cat([x1[None], points, x2[None]])
-        values = torch.cat([f1[None], values, f2[None]])
-        same = values * sign > 0  # NaN is beyond
-        same[0] = True
-        same[-1] = False
-        at = same.to(torch.int8).argmin(0)
-        pair = torch.stack([at - 1, at])
-        (left, right), (f_left, f_right) = points.gather(0, pair), values.gather(0, pair)
-        x1, f1 = torch.where(done, x1, left), torch.where(done, f1, f_left)
-        x2, f2 = torch.where(done, x2, right), torch.where(done, f2, f_right)
+        (left, right), (f_left, f_right) = _shrink(
+            xp.cat([x1[None], points, x2[None]]), xp.cat([f1[None], values, f2[None]]), sign
+        )
+        x1, f1 = xp.where(done, x1, left), xp.where(done, f1, f_left)
+        x2, f2 = xp.where(done, x2, right), xp.where(done, f2, f_right)
         progress = (x2 - x1) <= width / 4
-        guess, radius = _next(points[1:4], values[1:4], x1, x2, f1, f2)
+        guess, radius = _next(points, values, x1, x2, f1, f2)
         at_zero = f2 == 0  # whether it is a root at one point, or the function stays there
-        guess = torch.where(progress, torch.where(at_zero, x2 - noise, guess), middle)
-        radius = torch.where(at_zero, noise / 4, radius)
+        guess = xp.where(progress, xp.where(at_zero, x2 - noise, guess), math.nan)
+        radius = xp.where(at_zero, noise / 4, radius)
     touches = (fb == 0) & (x2 < b) & (b - x2 <= _TOUCH)
     if bool(touches.any()):  # rounding makes a function zero around a root where it only touches
         touches &= fn((b + 4 * (b - x2))[None])[0] != 0
-        x2 = torch.where(touches, b, x2)
-    share = torch.where(b > a, 4 * (x2 - x1) / (b - a), 1.0).clamp_min(_JUMP)  # what a smooth function may change by
-    return Roots(x2, ~((f2 - f1).abs() <= share * scale))
+        x2 = xp.where(touches, b, x2)
+    share = xp.larger(xp.where(b > a, 4 * (x2 - x1) / (b - a), 1.0), _JUMP)  # what a smooth function may change by
+    return Roots(x2, ~(abs(f2 - f1) <= share * scale))
 
 
-def _next(x: Tensor, f: Tensor, x1: Tensor, x2: Tensor, f1: Tensor, f2: Tensor) -> tuple[Tensor, Tensor]:
+def _next(x: Array, f: Array, x1: Array, x2: Array, f1: Array, f2: Array) -> tuple[Array, Array]:
     """Where the functions may be zero, from three points and the ends of the bracket, and how uncertain that is."""
     secant = x1 + (x2 - x1) * (f1 / (f1 - f2))
     (xa, xb, xc), (fa, fb, fc) = x, f
@@ -205,5 +205,5 @@ def _next(x: Tensor, f: Tensor, x1: Tensor, x2: Tensor, f1: Tensor, f2: Tensor) 
     d1, d3 = (xb - xa) / (fb - fa), (xc - xb) / (fc - fb)
     zero = xa - fa * d1 + fa * fb * ((d3 - d1) / (fc - fa))
     inside = (zero > x1) & (zero < x2)
-    guess = torch.where(inside, zero, secant)
-    return guess, torch.where(inside, 2 * (zero - secant).abs(), (x2 - x1) / 8)
+    guess = xp.where(inside, zero, secant)
+    return guess, xp.where(inside, 2 * abs(zero - secant), (x2 - x1) / 8)

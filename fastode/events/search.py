@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fastode.events import arrays as xp
 from fastode.events.event import FlatEvents
 from fastode.events.window import NUMBERS, Crossings, Start, Window
 from fastode.hostflags import host_any
@@ -79,7 +80,7 @@ class Search:
             active: (B,) bool, the samples to search.
             budget: (B,) int64, attempted steps that are left.
         """
-        with torch.no_grad():  # the functions may have parameters
+        with torch.no_grad(), xp.quiet():  # the functions may have parameters
             return self._find(t, y, start, counts, active, budget)
 
     def _find(self, t: Tensor, y: Tensor, start: Start, counts: Tensor, active: Tensor, budget: Tensor) -> Found:

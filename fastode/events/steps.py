@@ -11,8 +11,12 @@ from math import comb
 import torch
 from torch import Tensor
 
+from fastode.events import arrays as xp
+from fastode.events.arrays import Array
 from fastode.events.event import FlatEvents
 from fastode.solution import DenseOutput
+
+_ROUNDING = torch.finfo(torch.float64).eps
 
 
 class Steps:
@@ -21,44 +25,46 @@ class Steps:
     Args:
         events: the functions.
         dense: polynomials of the steps of all samples.
-        step: (n,) int64, which step.
+        step: (n,) int64, which step; like all arguments and values below an array of the search.
         sample: (n,) int64, of which sample.
         controls: leaves (B, ...), without graph.
     """
 
     def __init__(
-        self, events: FlatEvents, dense: DenseOutput, step: Tensor, sample: Tensor, controls: Sequence[Tensor]
+        self, events: FlatEvents, dense: DenseOutput, step: Array, sample: Array, controls: Sequence[Tensor]
     ) -> None:
         self._events, self._dtype = events, dense.coefs.dtype
-        self.start, self.size = dense.start[step, sample], dense.size[step, sample]
+        step, sample = xp.tensor(step), xp.tensor(sample)
+        self._start, self._size = dense.start[step, sample], dense.size[step, sample]
+        self.start, self.size = xp.of(self._start), xp.of(self._size)
         self._powers = _powers(dense.coefs[dense.rows[step, sample]].detach().double())
         self._controls = [c[sample] for c in controls] if events.fn_reads else []
 
-    def states(self, theta: Tensor) -> Tensor:
-        """States (..., n, D) in the dtype of the solve at places (..., n) in the steps."""
+    def times(self, theta: Array) -> Array:
+        """(..., n) float64."""
+        return self.start + self.size * theta
+
+    def resolution(self, roundings: int) -> Array:
+        """(n,) float64: so many roundings of the clock, as places in the steps."""
+        largest = xp.larger(abs(self.start), abs(self.start + self.size))
+        return roundings * _ROUNDING * largest / abs(self.size)
+
+    def value(self, e: int, theta: Array) -> Array:
+        """Event function e, (..., n) float64, at places (..., n) in the steps."""
+        return xp.of(self._of(e, *self._states(xp.tensor(theta))))
+
+    def values(self, theta: Array) -> list[Array]:
+        """All event functions, each (..., n) float64, at places (..., n) in the steps."""
+        times, states = self._states(xp.tensor(theta))
+        return [xp.of(self._of(e, times, states)) for e in range(len(self._events))]
+
+    def _states(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Times (..., n) and states (..., n, D) in the dtype of the solve."""
         total = self._powers[-1]
         place = theta[..., None]
         for power in reversed(self._powers[:-1]):
             total = total * place + power
-        return total.to(self._dtype)
-
-    def times(self, theta: Tensor) -> Tensor:
-        """(..., n) float64."""
-        return self.start + self.size * theta
-
-    def resolution(self, roundings: int) -> Tensor:
-        """(n,) float64: so many roundings of the clock, as places in the steps."""
-        largest = torch.maximum(self.start.abs(), (self.start + self.size).abs())
-        return roundings * torch.finfo(torch.float64).eps * largest / self.size.abs()
-
-    def value(self, e: int, theta: Tensor) -> Tensor:
-        """Event function e, (..., n) float64, at places (..., n) in the steps."""
-        return self._of(e, self.times(theta), self.states(theta))
-
-    def values(self, theta: Tensor) -> list[Tensor]:
-        """All event functions, each (..., n) float64, at places (..., n) in the steps."""
-        times, states = self.times(theta), self.states(theta)
-        return [self._of(e, times, states) for e in range(len(self._events))]
+        return self._start + self._size * theta, total.to(self._dtype)
 
     def _of(self, e: int, times: Tensor, states: Tensor) -> Tensor:
         n = times.shape[-1]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fastode.events import arrays as xp
+from fastode.events.arrays import Array
 from fastode.events.event import FlatEvents
-from fastode.events.line import Line, sign_of
+from fastode.events.line import Line
 from fastode.events.steps import Steps
 from fastode.solution import DenseOutput
 
@@ -34,8 +37,8 @@ def same_time(dtype: torch.dtype, t: Tensor, size: Tensor) -> Tensor:
 class Start:
     """Event functions (B, E) where a window starts: their values, and the signs that they have just after it."""
 
-    values: Tensor
-    signs: Tensor
+    values: Array
+    signs: Array
 
 
 @dataclass(frozen=True)
@@ -104,110 +107,114 @@ class Window:
         counts: Tensor,
     ) -> None:
         self.events, self.dense, self.controls = events, dense, controls
-        self.direction = direction
+        self._direction = xp.of(direction)
         n_rows, batch = dense.start.shape
-        device = alive.device
-        self.taken = (torch.arange(n_rows, device=device)[:, None] < dense.n_accepted) & alive
-        self.count = torch.where(alive, dense.n_accepted, 0)
+        count = torch.where(alive, dense.n_accepted, 0)
+        self._count = xp.of(count)
+        self._taken = xp.count_up(self._count, n_rows)[:, None] < self._count
         self.last = start
-        self.ends = torch.full((batch,), torch.inf, dtype=torch.float64, device=device)
-        self.size = torch.zeros(batch, dtype=torch.float64, device=device)
-        self.fired = torch.zeros(batch, len(events), dtype=torch.bool, device=device)
+        self.ends = torch.full((batch,), torch.inf, dtype=torch.float64, device=alive.device)
+        self.size = torch.zeros(batch, dtype=torch.float64, device=alive.device)
+        self.fired = torch.zeros(batch, len(events), dtype=torch.bool, device=alive.device)
         self.jumps = self.fired
-        self.records = [Crossings.none(device)] * len(events)
+        self.records = [Crossings.none(alive.device)] * len(events)
         if n_rows:
-            self._look(start, counts)
+            self._look(start, xp.of(counts))
 
-    def _look(self, start: Start, counts: Tensor) -> None:
+    def _look(self, start: Start, counts: Array) -> None:
         parts, noise = self.events.parts, torch.finfo(self.dense.y0.dtype).eps
-        taken = self.taken.repeat_interleave(parts, 0)
+        taken = xp.repeat(self._taken, parts)
         lines = [
             Line(e, values, taken, start.values[:, e], start.signs[:, e], parts, self._steps, noise)
             for e, values in enumerate(self._sample())
         ]
-        self.last = Start(torch.stack([x.last for x in lines], 1), torch.stack([x.last_sign for x in lines], 1))
-        bound = torch.full_like(self.count, 2 * len(taken))
-        found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.last = Start(xp.stack([x.last for x in lines], 1), xp.stack([x.last_sign for x in lines], 1))
+        bound = 0 * self._count + 2 * len(taken)
+        found: list[tuple[Array, ...]] = []
         for e, line in enumerate(lines):
             changed = line.changes(self.events.directions[e])
             ends, limit = changed, self.events.events[e].ends_at
             if not self.events.ending[e]:
                 ends = changed & (counts[:, e] + changed.cumsum(0) == (limit or 0))
-            order = line.order(parts)
-            bound = torch.minimum(bound, torch.where(ends, order[:, None], bound).amin(0))
-            point, sample = changed.nonzero(as_tuple=True)
-            found.append((point, sample, order[point], ends[point, sample]))
-        crossings, ending = [], []
+            point, sample = xp.places(changed)
+            order, ends = line.order(parts)[point], ends[point, sample]
+            xp.put_smallest(bound, sample[ends], order[ends])
+            found.append((point, sample, order, ends))
+        crossings = []
         for line, (point, sample, order, ends) in zip(lines, found, strict=True):
             keep = order <= bound[sample]
-            crossings.append(Crossings(sample[keep], *line.roots(point[keep], sample[keep])))
-            ending.append(ends[keep])
-        self._settle(crossings, ending)
+            point, sample = point[keep], sample[keep]
+            crossings.append((sample, ends[keep], *line.roots(point, sample)) if len(point) else None)
+        if any(x is not None for x in crossings):
+            self._settle(crossings)
 
-    def _steps(self, step: Tensor, sample: Tensor) -> Steps:
+    def _steps(self, step: Array, sample: Array) -> Steps:
         return Steps(self.events, self.dense, step, sample, self.controls)
 
-    def _sample(self) -> list[Tensor]:
+    def _sample(self) -> list[Array]:
         """Each event function (N * parts, B) at the ends of the parts of all steps; NaN where there is no step."""
         parts, events = self.events.parts, self.events
-        n_rows, batch = self.dense.start.shape
-        step, sample = self.taken.nonzero(as_tuple=True)
-        device = step.device
-        found = [
-            torch.full((n_rows, parts, batch), torch.nan, dtype=torch.float64, device=device) for _ in events.events
-        ]
-        theta = torch.arange(1, parts + 1, dtype=torch.float64, device=device)[:, None] / parts
+        n_rows, batch = self._taken.shape
+        step, sample = xp.places(self._taken)
+        found = [xp.full(step, (n_rows, parts, batch), math.nan) for _ in events.events]
+        theta = ((xp.count_up_real(step, parts) + 1) / parts)[:, None]
         chunk = max(1, NUMBERS // max(1, parts * events.row_size))
         for first in range(0, len(step), chunk):
             n, b = step[first : first + chunk], sample[first : first + chunk]
-            steps = self._steps(n, b)
-            for target, values in zip(found, steps.values(theta.expand(parts, len(n))), strict=True):
+            for target, values in zip(found, self._steps(n, b).values(theta), strict=True):
                 target[n, :, b] = values.T
         return [x.reshape(n_rows * parts, batch) for x in found]
 
-    def _settle(self, crossings: list[Crossings], ending: list[Tensor]) -> None:
+    def _settle(self, crossings: list[tuple[Array, ...] | None]) -> None:
         """The first of the events that end the flow, and whatever else happens at the same time."""
-        batch, device = len(self.ends), self.ends.device
-        first = torch.full((batch, len(crossings)), torch.inf, dtype=torch.float64, device=device)
-        jumps = torch.zeros_like(self.fired)
-        for e, (all_of, ends) in enumerate(zip(crossings, ending, strict=True)):
-            own = all_of.of(ends)
-            first[:, e].scatter_reduce_(0, own.sample, self.direction[own.sample] * own.t, "amin")
-            self.size.scatter_reduce_(0, own.sample, own.size.abs(), "amax")
-            jumps[own.sample, e] = own.jumps
-        earliest = first.amin(1)
-        found = earliest.isfinite()
-        limit = earliest + same_time(self.dense.y0.dtype, earliest.nan_to_num(0.0, 0.0, 0.0), self.size)
-        self.fired = (first <= limit[:, None]) & found[:, None]
-        self.jumps = jumps & self.fired
-        self.ends = torch.where(found, earliest * self.direction, torch.inf)
-        for e, (all_of, ends) in enumerate(zip(crossings, ending, strict=True)):
-            if self.events.ending[e] or not len(ends):
-                continue
-            known = all_of.of(~ends & (self.direction[all_of.sample] * all_of.t <= limit[all_of.sample]))
-            late = self.direction[known.sample] * known.t > earliest[known.sample]
-            t = torch.where(late, self.ends[known.sample], known.t)
-            self.records[e] = Crossings(known.sample, t, known.size, known.jumps)
+        direction = self._direction
+        first = [xp.full(direction, direction.shape, math.inf) for _ in crossings]
+        size = xp.full(direction, direction.shape, 0.0)
+        jumps = [size != size for _ in crossings]
+        for e, found in enumerate(crossings):
+            if found is not None:
+                sample, ends, t, sizes, jump = found
+                own = sample[ends]
+                xp.put_smallest(first[e], own, direction[own] * t[ends])
+                size[own] = abs(sizes[ends])
+                jumps[e][own] = jump[ends]
+        earliest = first[0]
+        for other in first[1:]:
+            earliest = xp.smaller(earliest, other)
+        ending = xp.finite(earliest)
+        limit = earliest + xp.of(
+            same_time(self.dense.y0.dtype, xp.tensor(xp.where(ending, earliest, 0.0)), xp.tensor(size))
+        )
+        fired = xp.stack([(x <= limit) & ending for x in first], 1)
+        ends_at = xp.where(ending, earliest * direction, math.inf)
+        self.size, self.fired, self.ends = xp.tensor(size), xp.tensor(fired), xp.tensor(ends_at)
+        self.jumps = xp.tensor(xp.stack(jumps, 1) & fired)
+        for e, found in enumerate(crossings):
+            if found is not None and not self.events.ending[e]:
+                sample, ends, t, sizes, jump = found
+                known = ~ends & (direction[sample] * t <= limit[sample])
+                sample, t = sample[known], t[known]
+                t = xp.where(direction[sample] * t > earliest[sample], ends_at[sample], t)
+                self.records[e] = Crossings(*map(xp.tensor, (sample, t, sizes[known], jump[known])))
 
     def signs_at(self, times: Tensor, wanted: Tensor) -> Tensor:
         """Signs (B, E) of the event functions at times (B,) within the window; 0 where not wanted."""
-        dense = self.dense
-        signs = torch.zeros(times.shape[0], len(self.events), dtype=torch.float64, device=times.device)
-        sample = wanted.nonzero()[:, 0]
-        if not len(sample):
-            return signs
-        passed = self.direction * (times - dense.start) >= 0
-        step = ((passed & self.taken).sum(0) - 1).clamp_min(0)[sample]
-        theta = (times[sample] - dense.start[step, sample]) / dense.size[step, sample]
-        values = self._steps(step, sample).values(theta)
-        signs[sample] = sign_of(torch.stack(values, 1))
-        return signs
+        dense, (sample,) = self.dense, xp.places(xp.of(wanted))
+        signs = xp.full(self._direction, (len(times), len(self.events)), 0.0)
+        if len(sample):
+            at, start, size = xp.of(times), xp.of(dense.start), xp.of(dense.size)
+            passed = (self._direction * (at - start) >= 0) & self._taken
+            step = xp.larger(passed.sum(0) - 1, 0)[sample]
+            theta = (at[sample] - start[step, sample]) / size[step, sample]
+            signs[sample] = xp.sign_of(xp.stack(self._steps(step, sample).values(theta), 1))
+        return xp.tensor(signs)
 
     def last_state(self, y: Tensor) -> Tensor:
         """The states (B, D) at the end of the window; y where there was no step."""
         dense = self.dense
         if not dense.start.shape[0]:
             return y
-        last = (self.count - 1).clamp_min(0)
+        count = xp.tensor(self._count)
+        last = (count - 1).clamp_min(0)
         coefs = dense.coefs[dense.rows.gather(0, last[None])[0]].detach()
-        return torch.where((self.count > 0)[:, None], coefs[:, 0] + coefs[:, -1], y)
+        return torch.where((count > 0)[:, None], coefs[:, 0] + coefs[:, -1], y)
