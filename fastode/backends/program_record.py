@@ -66,10 +66,10 @@ def dense_output(
         t, h, y = start[part].contiguous(), size[part].contiguous(), record.states[part].contiguous()
         stages = [field(t, y, leaves)]
         for i in range(1, tableau.n_stages):
-            stages.append(field(t + float(tableau.c[i]) * h, combine(y, h, tableau.a[i, :i], stages), leaves))
+            stages.append(field(t + float(tableau.c[i]) * h, combine(y, h, tableau.a[i, :i].tolist(), stages), leaves))
         coefs[part, 0] = y
         for m in range(tableau.degree):
-            coefs[part, m + 1] = combine(None, h, tableau.q[:, m], stages)
+            coefs[part, m + 1] = combine(None, h, tableau.q[:, m].tolist(), stages)
     longest = int(n_accepted.max()) if batch else 0
     number = torch.arange(longest, device=device)[:, None]
     taken = number < n_accepted

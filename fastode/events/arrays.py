@@ -127,6 +127,14 @@ def put_smallest(target: Array, index: Array, values: Array) -> None:
         np.minimum.at(target, index, values)
 
 
+def count_at(target: Array, index: Array) -> None:
+    """target[index[i]] grows by one for every i, in place."""
+    if isinstance(target, Tensor):
+        target.index_add_(0, index, torch.ones_like(index))
+    else:
+        np.add.at(target, index, 1)
+
+
 def quiet() -> Any:
     """A context in which numpy does not warn about what is not finite, as torch does not."""
     return np.errstate(all="ignore")

@@ -22,7 +22,7 @@ from torch import Tensor
 from fastode.backends.base import Forward
 from fastode.backends.compare import same_rows
 from fastode.events import arrays as xp
-from fastode.events.collect import Recorded, Scattered, joined_dense, rank
+from fastode.events.collect import Recorded, Scattered, add, joined_dense, put, rank, rows
 from fastode.events.crossing import leaves_root, locate, locate_any_order, rates
 from fastode.events.event import FlatEvents
 from fastode.events.result import Events, Occurrences
@@ -51,15 +51,6 @@ class EventsSolved:
     stats: Stats
     dense: DenseOutput | None
     events: Events
-
-
-def _rows(x: Tensor, index: Tensor | None) -> Tensor:
-    return x if index is None else x[index]
-
-
-def _put(x: Tensor, index: Tensor | None, values: Tensor) -> Tensor:
-    """Rows of x replaced; index None stands for all of them."""
-    return values if index is None else x.index_put((index,), values)
 
 
 class Chain:
@@ -122,7 +113,7 @@ class Chain:
             start = self._start(active, first)
             found = self._search(self.t.detach(), self.y.detach(), start, self.counts, active, self.budget)
             self.budget = self.budget - found.attempts
-            _add(self.search_work, found.stats, active)
+            add(self.search_work, found.stats, active)
             failed = active & (found.status != Status.SUCCESS)
             if host_any(failed):
                 self._fail(failed, found)
@@ -184,7 +175,7 @@ class Chain:
         )
         if result.dense is not None and coefs is not None:
             self.links.append(replace(result.dense, coefs=coefs, y0=ys[0]))
-        _add(self.work, result.stats, mask)
+        add(self.work, result.stats, mask)
         _, sample, number = span.outputs
         self.outputs.add((number, sample), span.at_outputs(ys))
         self.next_output = self.next_output + torch.bincount(sample, minlength=plan.batch)
@@ -285,11 +276,11 @@ class Chain:
         index = mask.nonzero()[:, 0]
         whole = None if len(index) == len(mask) else index
         fired, direction = fired[index], self.direction[index]
-        end, before = found.end[index], _rows(y_end, whole)
+        end, before = found.end[index], rows(y_end, whole)
         standstill = (end - self.t.detach()[index]).abs() <= clock_tolerance(end)
         back = standstill & (fired & self.at_root[index]).any(1)  # it left this root and is back, in no time
         fired = fired & ~back[:, None]
-        slope = None if self.any_order else _rows(self._slope(found.end, y_end.detach()), whole)
+        slope = None if self.any_order else rows(self._slope(found.end, y_end.detach()), whole)
         located: list[tuple[Tensor, Tensor, Tensor] | None] = [None] * len(events)
 
         def at_event(e: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,12 +289,10 @@ class Chain:
                 at = fired[:, e].nonzero()[:, 0]
                 some = None if len(at) == len(index) else at
                 who = index[at]
-                near = Crossings(who, _rows(end, some), found.size[who], found.jumps[who, e])
-                t, y, residual = self._locate(
-                    e, near, _rows(before, some), None if slope is None else _rows(slope, some)
-                )
+                near = Crossings(who, rows(end, some), found.size[who], found.jumps[who, e])
+                t, y, residual = self._locate(e, near, rows(before, some), None if slope is None else rows(slope, some))
                 blank = torch.zeros_like(end)
-                known = located[e] = (_put(end, some, t), _put(before, some, y), _put(blank, some, residual))
+                known = located[e] = (put(end, some, t), put(before, some, y), put(blank, some, residual))
             return known
 
         # Each sample's link ends at the first of its events in the order of the list.
@@ -352,16 +341,16 @@ class Chain:
             at = (fired[:, e] & on).nonzero()[:, 0]
             if len(at):
                 some = None if len(at) == len(index) else at
-                new = events.after(e, _rows(t, some), _rows(y, some), self._controls(index[at]))
-                y = _put(y, some, new)
+                new = events.after(e, rows(t, some), rows(y, some), self._controls(index[at]))
+                y = put(y, some, new)
         finite = torch.isfinite(y.detach()).all(1)
         self.status[index] = torch.where(on & ~finite, int(Status.NON_FINITE), self.status[index])
         on = on & finite
         going = on.nonzero()[:, 0]
         some = None if len(going) == len(index) else going
         where = None if whole is None and some is None else index[going]
-        self.t = _put(self.t.detach(), where, _rows(t, some))
-        self.y = _put(self.y.detach(), where, _rows(y, some))
+        self.t = put(self.t.detach(), where, rows(t, some))
+        self.y = put(self.y.detach(), where, rows(y, some))
         result = torch.zeros_like(mask)
         result[index[going]] = True
         return result
@@ -437,11 +426,6 @@ class Chain:
         )
         dense = joined_dense(plan, self.links, self.reached, y0) if plan.dense else None
         return EventsSolved(ys, self.status, self.reached, Stats(*self.work), dense, events)
-
-
-def _add(work: list[Tensor], stats: Stats, mask: Tensor) -> None:
-    for total, part in zip(work, (stats.n_accepted, stats.n_rejected, stats.n_evals), strict=True):
-        total += torch.where(mask, part, 0)
 
 
 def solve_events(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastode.problem import Plan
-from fastode.solution import DenseOutput
+from fastode.solution import DenseOutput, Stats
 
 
 class Scattered:
@@ -49,6 +49,22 @@ def rank(samples: Tensor) -> Tensor:
     at = torch.arange(len(samples), device=samples.device)
     first = torch.searchsorted(ordered, ordered)
     return torch.empty_like(samples).index_put((order,), at - first)
+
+
+def rows(x: Tensor, index: Tensor | None) -> Tensor:
+    """Rows of x; index None stands for all of them."""
+    return x if index is None else x[index]
+
+
+def put(x: Tensor, index: Tensor | None, values: Tensor) -> Tensor:
+    """Rows of x replaced; index None stands for all of them."""
+    return values if index is None else x.index_put((index,), values)
+
+
+def add(work: list[Tensor], stats: Stats, mask: Tensor) -> None:
+    """Adds the work of the samples of a mask, in place."""
+    for total, part in zip(work, (stats.n_accepted, stats.n_rejected, stats.n_evals), strict=True):
+        total += torch.where(mask, part, 0)
 
 
 def joined_dense(plan: Plan, links: list[DenseOutput], reached: Tensor, y0: Tensor) -> DenseOutput:

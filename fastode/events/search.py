@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastode.events import arrays as xp
+from fastode.events.arrays import Array
 from fastode.events.event import FlatEvents
 from fastode.events.window import NUMBERS, Crossings, Start, Window
 from fastode.hostflags import host_any
@@ -86,56 +87,60 @@ class Search:
     def _find(self, t: Tensor, y: Tensor, start: Start, counts: Tensor, active: Tensor, budget: Tensor) -> Found:
         plan, n_events = self.plan, len(self.events)
         batch, width = y.shape
-        last = plan.times[-1]
-        alive = active.clone()
-        end, size, counts = t.clone(), torch.zeros_like(t), counts.clone()
-        fired = jumps = torch.zeros(batch, n_events, dtype=torch.bool, device=y.device)
-        signs_at_end = torch.zeros(batch, n_events, dtype=torch.float64, device=y.device)
-        status = torch.zeros(batch, dtype=torch.int64, device=y.device)
-        attempts, n_accepted, n_rejected, n_evals = (torch.zeros_like(status) for _ in range(4))
+        alive, at, last, left = (xp.of(x) for x in (active, t, plan.times[-1], budget))
+        direction, counts = xp.of(self.direction), xp.copy(xp.of(counts))
+        end, size, status = at, xp.full(at, at.shape, 0.0), 0 * left
+        fired = jumps = counts < 0
+        signs = xp.full(at, (batch, n_events), 0.0)
+        attempts = accepted = rejected = evals = status
         records: list[list[Crossings]] = [[] for _ in range(n_events)]
         per_step = batch * (width * (plan.tableau.degree + 1) + self.events.parts * n_events)
         largest = max(_FIRST_WINDOW, NUMBERS // max(1, per_step))
         window = _FIRST_WINDOW
-        while host_any(alive):
-            left = int(torch.where(alive, budget - attempts, 0).max())
-            times = self._times(t, last, alive)
-            attempt = replace(plan, times=times, dense=True, max_steps=max(1, min(window, left)), starts_again=True)
+        while bool(alive.any()):
+            most = max(1, min(window, int(xp.where(alive, left - attempts, 0).max())))
+            times = xp.tensor(self._times(at, last, alive))
+            attempt = replace(plan, times=times, dense=True, max_steps=most, starts_again=True)
             dense, code, reached, stats = self.run(attempt, Inputs(y, times, self.controls))
-            attempts = attempts + torch.where(alive, stats.n_steps, 0)
-            n_accepted = n_accepted + torch.where(alive, stats.n_accepted, 0)
-            n_rejected = n_rejected + torch.where(alive, stats.n_rejected, 0)
-            n_evals = n_evals + torch.where(alive, stats.n_evals, 0)
-            seen = Window(self.events, dense, alive, self.direction, self.controls, start, counts)
-            ends = seen.ends
-            at_event = ends.isfinite()
-            at = torch.where(at_event, ends, reached)
-            end = torch.where(alive, at, end)
-            size = torch.where(at_event, seen.size, size)
+            code, reached = xp.of(code), xp.of(reached)
+            new, failures, calls = (
+                xp.where(alive, xp.of(x), 0) for x in (stats.n_accepted, stats.n_rejected, stats.n_evals)
+            )
+            accepted, rejected, evals = accepted + new, rejected + failures, evals + calls
+            attempts = accepted + rejected
+            seen = Window(self.events, dense, alive, direction, self.controls, start, counts)
+            at_event = xp.finite(seen.ends)
+            end = xp.where(alive, xp.where(at_event, seen.ends, reached), end)
+            size = xp.where(at_event, seen.size, size)
             fired, jumps = fired | seen.fired, jumps | seen.jumps
             if n_events > 1:
-                signs_at_end = torch.where(at_event[:, None], seen.signs_at(ends, at_event), signs_at_end)
+                signs = xp.where(at_event[:, None], seen.signs_at(seen.ends, at_event), signs)
             for e, found in enumerate(seen.records):
                 if len(found.sample):
                     records[e].append(found)
-                    counts[:, e] += torch.bincount(found.sample, minlength=batch)
+                    xp.count_at(counts[:, e], xp.of(found.sample))
             going_on = alive & ~at_event & (code == Status.MAX_STEPS)
-            exhausted = going_on & (attempts >= budget)
+            exhausted = going_on & (attempts >= left)
             failed = alive & ~at_event & (code != Status.SUCCESS) & (code != Status.MAX_STEPS)
-            status = torch.where(failed, code, torch.where(exhausted, int(Status.MAX_STEPS), status))
-            stuck = host_any(going_on & (dense.n_accepted == 0))  # more attempts, or it would start the same again
+            status = xp.where(failed, code, xp.where(exhausted, int(Status.MAX_STEPS), status))
+            stuck = bool((going_on & (new == 0)).any())  # more attempts, or it would start the same again
             alive = going_on & ~exhausted
             start = seen.last
-            y = torch.where(alive[:, None], seen.last_state(y), y)
-            t = torch.where(alive, reached, t)
+            if bool(alive.any()):
+                y = torch.where(xp.tensor(alive)[:, None], seen.last_state(y), y)
+                at = xp.where(alive, reached, at)
             window = 4 * window if stuck else min(2 * window, largest)
         joined = [Crossings.joined(parts, y.device) for parts in records]
-        stats = Stats(n_accepted, n_rejected, n_evals)
-        return Found(end, size, fired, jumps, signs_at_end, status, joined, attempts, stats)
+        work = Stats(xp.tensor(accepted), xp.tensor(rejected), xp.tensor(evals))
+        end, size, fired, jumps, signs, status, attempts = (
+            xp.tensor(x) for x in (end, size, fired, jumps, signs, status, attempts)
+        )
+        return Found(end, size, fired, jumps, signs, status, joined, attempts, work)
 
-    def _times(self, t: Tensor, last: Tensor, alive: Tensor) -> Tensor:
+    def _times(self, t: Array, last: Array, alive: Array) -> Array:
         """From where each sample is to the end; methods that step from output to output need all of these."""
         if self.plan.step_size is None or not host_any(torch.isinf(self.plan.step_size)):
-            return torch.stack([t, torch.where(alive, last, t)])
-        ahead = self.direction * (self.plan.times - t) > 0
-        return torch.cat([t[None], torch.where(alive & ahead, self.plan.times, t)]).contiguous()
+            return xp.stack([t, xp.where(alive, last, t)])
+        times = xp.of(self.plan.times)
+        ahead = xp.of(self.direction) * (times - t) > 0
+        return xp.cat([t[None], xp.where(alive & ahead, times, t)])

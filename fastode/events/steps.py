@@ -19,26 +19,41 @@ from fastode.solution import DenseOutput
 _ROUNDING = torch.finfo(torch.float64).eps
 
 
-class Steps:
-    """The polynomials of steps (n,) of samples (n,), in float64 whatever the dtype of the state.
+class Polynomials:
+    """The polynomials of all steps, in powers of the place in a step and in float64 whatever the dtype of the state.
 
     Args:
         events: the functions.
-        dense: polynomials of the steps of all samples.
-        step: (n,) int64, which step; like all arguments and values below an array of the search.
-        sample: (n,) int64, of which sample.
+        dense: the steps.
         controls: leaves (B, ...), without graph.
     """
 
-    def __init__(
-        self, events: FlatEvents, dense: DenseOutput, step: Array, sample: Array, controls: Sequence[Tensor]
-    ) -> None:
-        self._events, self._dtype = events, dense.coefs.dtype
-        step, sample = xp.tensor(step), xp.tensor(sample)
-        self._start, self._size = dense.start[step, sample], dense.size[step, sample]
-        self.start, self.size = xp.of(self._start), xp.of(self._size)
-        self._powers = _powers(dense.coefs[dense.rows[step, sample]].detach().double())
-        self._controls = [c[sample] for c in controls] if events.fn_reads else []
+    def __init__(self, events: FlatEvents, dense: DenseOutput, controls: Sequence[Tensor]) -> None:
+        self.events, self.dtype = events, dense.coefs.dtype
+        self.powers = _powers(dense.coefs.detach().double())
+        self.start, self.size, self.rows = xp.of(dense.start), xp.of(dense.size), xp.of(dense.rows)
+        self.controls = list(controls) if events.fn_reads else []
+
+    def of(self, step: Array, sample: Array) -> Steps:
+        """Those of steps (n,) of samples (n,)."""
+        return Steps(self, step, sample)
+
+
+class Steps:
+    """The steps (n,) of samples (n,). Arguments and values are arrays of the search.
+
+    Args:
+        all_of: the polynomials of all.
+        step: (n,) int64, which step.
+        sample: (n,) int64, of which sample.
+    """
+
+    def __init__(self, all_of: Polynomials, step: Array, sample: Array) -> None:
+        self._events, self._dtype = all_of.events, all_of.dtype
+        self.start, self.size = all_of.start[step, sample], all_of.size[step, sample]
+        self._start, self._size = xp.tensor(self.start), xp.tensor(self.size)
+        self._powers = all_of.powers[:, xp.tensor(all_of.rows[step, sample])].unbind()
+        self._controls = [c[xp.tensor(sample)] for c in all_of.controls]
 
     def times(self, theta: Array) -> Array:
         """(..., n) float64."""
@@ -76,12 +91,13 @@ class Steps:
         return found.reshape(times.shape)
 
 
-def _powers(coefs: Tensor) -> list[Tensor]:
-    """Coefficients (n, D) of 1, theta, theta^2, ... from those (n, degree + 1, D) of ``interpolant.basis``."""
+def _powers(coefs: Tensor) -> Tensor:
+    """Coefficients (degree + 1, R, D) of 1, theta, ... from those (R, degree + 1, D) of ``interpolant.basis``."""
     degree = coefs.shape[1] - 1
-    differences = torch.cat([torch.zeros_like(coefs[:, :1]), coefs[:, 1:]], 1)  # Bernstein: b_0 = 0 beside the start
-    powers = [coefs[:, 0]]
+    differences = coefs.movedim(1, 0)
+    powers = [differences[0]]
+    differences = torch.cat([torch.zeros_like(differences[:1]), differences[1:]])  # Bernstein: b_0 = 0 beside the start
     for j in range(1, degree + 1):
-        differences = differences[:, 1:] - differences[:, :-1]
-        powers.append(comb(degree, j) * differences[:, 0])
-    return powers
+        differences = differences[1:] - differences[:-1]
+        powers.append(comb(degree, j) * differences[0])
+    return torch.stack(powers)

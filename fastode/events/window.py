@@ -13,7 +13,7 @@ from fastode.events import arrays as xp
 from fastode.events.arrays import Array
 from fastode.events.event import FlatEvents
 from fastode.events.line import Line
-from fastode.events.steps import Steps
+from fastode.events.steps import Polynomials
 from fastode.solution import DenseOutput
 
 NUMBERS = 1 << 23
@@ -22,15 +22,14 @@ _ROUNDINGS = 4
 """Width at which times are the same, in roundings."""
 
 
-def clock_tolerance(*times: Tensor) -> Tensor:
+def clock_tolerance(t: Array) -> Array:
     """The width at which times of this magnitude are the same: that of the clock, which is float64."""
-    largest = torch.stack([t.abs() for t in times]).amax(0)
-    return _ROUNDINGS * torch.finfo(torch.float64).eps * largest
+    return _ROUNDINGS * torch.finfo(torch.float64).eps * abs(t)
 
 
-def same_time(dtype: torch.dtype, t: Tensor, size: Tensor) -> Tensor:
+def same_time(dtype: torch.dtype, t: Array, size: Array) -> Array:
     """The width at which times within a step of this size are told apart by states of this dtype."""
-    return clock_tolerance(t) + _ROUNDINGS * torch.finfo(dtype).eps * size.abs()
+    return clock_tolerance(t) + _ROUNDINGS * torch.finfo(dtype).eps * abs(size)
 
 
 @dataclass(frozen=True)
@@ -100,32 +99,30 @@ class Window:
         self,
         events: FlatEvents,
         dense: DenseOutput,
-        alive: Tensor,
-        direction: Tensor,
+        alive: Array,
+        direction: Array,
         controls: Sequence[Tensor],
         start: Start,
-        counts: Tensor,
+        counts: Array,
     ) -> None:
-        self.events, self.dense, self.controls = events, dense, controls
-        self._direction = xp.of(direction)
+        self.events, self.dense = events, dense
+        self._polynomials = Polynomials(events, dense, controls)
+        self._direction = direction
         n_rows, batch = dense.start.shape
-        count = torch.where(alive, dense.n_accepted, 0)
-        self._count = xp.of(count)
+        self._count = xp.where(alive, xp.of(dense.n_accepted), 0)
         self._taken = xp.count_up(self._count, n_rows)[:, None] < self._count
         self.last = start
-        self.ends = torch.full((batch,), torch.inf, dtype=torch.float64, device=alive.device)
-        self.size = torch.zeros(batch, dtype=torch.float64, device=alive.device)
-        self.fired = torch.zeros(batch, len(events), dtype=torch.bool, device=alive.device)
-        self.jumps = self.fired
-        self.records = [Crossings.none(alive.device)] * len(events)
+        self.ends, self.size = xp.full(direction, (batch,), math.inf), xp.full(direction, (batch,), 0.0)
+        self.fired = self.jumps = counts < 0
+        self.records = [Crossings.none(dense.start.device)] * len(events)
         if n_rows:
-            self._look(start, xp.of(counts))
+            self._look(start, counts)
 
     def _look(self, start: Start, counts: Array) -> None:
         parts, noise = self.events.parts, torch.finfo(self.dense.y0.dtype).eps
         taken = xp.repeat(self._taken, parts)
         lines = [
-            Line(e, values, taken, start.values[:, e], start.signs[:, e], parts, self._steps, noise)
+            Line(e, values, taken, start.values[:, e], start.signs[:, e], parts, self._polynomials.of, noise)
             for e, values in enumerate(self._sample())
         ]
         self.last = Start(xp.stack([x.last for x in lines], 1), xp.stack([x.last_sign for x in lines], 1))
@@ -148,9 +145,6 @@ class Window:
         if any(x is not None for x in crossings):
             self._settle(crossings)
 
-    def _steps(self, step: Array, sample: Array) -> Steps:
-        return Steps(self.events, self.dense, step, sample, self.controls)
-
     def _sample(self) -> list[Array]:
         """Each event function (N * parts, B) at the ends of the parts of all steps; NaN where there is no step."""
         parts, events = self.events.parts, self.events
@@ -161,7 +155,7 @@ class Window:
         chunk = max(1, NUMBERS // max(1, parts * events.row_size))
         for first in range(0, len(step), chunk):
             n, b = step[first : first + chunk], sample[first : first + chunk]
-            for target, values in zip(found, self._steps(n, b).values(theta), strict=True):
+            for target, values in zip(found, self._polynomials.of(n, b).values(theta), strict=True):
                 target[n, :, b] = values.T
         return [x.reshape(n_rows * parts, batch) for x in found]
 
@@ -182,13 +176,11 @@ class Window:
         for other in first[1:]:
             earliest = xp.smaller(earliest, other)
         ending = xp.finite(earliest)
-        limit = earliest + xp.of(
-            same_time(self.dense.y0.dtype, xp.tensor(xp.where(ending, earliest, 0.0)), xp.tensor(size))
-        )
+        limit = earliest + same_time(self.dense.y0.dtype, xp.where(ending, earliest, 0.0), size)
         fired = xp.stack([(x <= limit) & ending for x in first], 1)
         ends_at = xp.where(ending, earliest * direction, math.inf)
-        self.size, self.fired, self.ends = xp.tensor(size), xp.tensor(fired), xp.tensor(ends_at)
-        self.jumps = xp.tensor(xp.stack(jumps, 1) & fired)
+        self.size, self.fired, self.ends = size, fired, ends_at
+        self.jumps = xp.stack(jumps, 1) & fired
         for e, found in enumerate(crossings):
             if found is not None and not self.events.ending[e]:
                 sample, ends, t, sizes, jump = found
@@ -197,17 +189,17 @@ class Window:
                 t = xp.where(direction[sample] * t > earliest[sample], ends_at[sample], t)
                 self.records[e] = Crossings(*map(xp.tensor, (sample, t, sizes[known], jump[known])))
 
-    def signs_at(self, times: Tensor, wanted: Tensor) -> Tensor:
+    def signs_at(self, times: Array, wanted: Array) -> Array:
         """Signs (B, E) of the event functions at times (B,) within the window; 0 where not wanted."""
-        dense, (sample,) = self.dense, xp.places(xp.of(wanted))
+        dense, (sample,) = self.dense, xp.places(wanted)
         signs = xp.full(self._direction, (len(times), len(self.events)), 0.0)
         if len(sample):
-            at, start, size = xp.of(times), xp.of(dense.start), xp.of(dense.size)
-            passed = (self._direction * (at - start) >= 0) & self._taken
+            start, size = xp.of(dense.start), xp.of(dense.size)
+            passed = (self._direction * (times - start) >= 0) & self._taken
             step = xp.larger(passed.sum(0) - 1, 0)[sample]
-            theta = (at[sample] - start[step, sample]) / size[step, sample]
-            signs[sample] = xp.sign_of(xp.stack(self._steps(step, sample).values(theta), 1))
-        return xp.tensor(signs)
+            theta = (times[sample] - start[step, sample]) / size[step, sample]
+            signs[sample] = xp.sign_of(xp.stack(self._polynomials.of(step, sample).values(theta), 1))
+        return signs
 
     def last_state(self, y: Tensor) -> Tensor:
         """The states (B, D) at the end of the window; y where there was no step."""
