@@ -29,7 +29,6 @@ from fastode.events.result import Events, Occurrences
 from fastode.events.search import Found, Search
 from fastode.events.span import make_span
 from fastode.events.window import Crossings, Start, clock_tolerance, same_time
-from fastode.hostflags import host_any
 from fastode.problem import Inputs, Plan
 from fastode.solution import DenseOutput, Stats
 from fastode.status import Status
@@ -51,6 +50,10 @@ class EventsSolved:
     stats: Stats
     dense: DenseOutput | None
     events: Events
+
+
+def _any(mask: Tensor) -> bool:
+    return bool(mask.any())
 
 
 class Chain:
@@ -102,20 +105,20 @@ class Chain:
 
     def solve(self) -> None:
         """Follows every sample to its end."""
-        self.events.check_rows(self.plan.times[0], self.inputs.y0.detach(), self.held)
+        self._first_values = self.events.check_rows(self.plan.times[0], self.inputs.y0.detach(), self.held)
         active = self.direction != 0
         idle = (~active).nonzero()[:, 0]
         self._finish(idle, self.t, self.y)
         for number in range(1, self.plan.times.shape[0]):  # all of their outputs are at the start
             self.outputs.add((torch.full_like(idle, number), idle), self.y[idle])
         first = True
-        while host_any(active):
+        while _any(active):
             start = self._start(active, first)
             found = self._search(self.t.detach(), self.y.detach(), start, self.counts, active, self.budget)
             self.budget = self.budget - found.attempts
             add(self.search_work, found.stats, active)
             failed = active & (found.status != Status.SUCCESS)
-            if host_any(failed):
+            if _any(failed):
                 self._fail(failed, found)
             active = self._link(active & ~failed, found, first)
             first = False
@@ -130,10 +133,9 @@ class Chain:
         slope = None
         for e in range(len(events)):
             if first:
-                with torch.no_grad():
-                    g = events.value(e, t, y, self.held)
+                g = self._first_values[e]
                 at_root = active & (g == 0)
-                if host_any(at_root):
+                if _any(at_root):
                     slope = self._slope(t, y) if slope is None else slope
                     _, rate, _ = rates(events, e, t, y, self.held, slope)
             else:
@@ -141,7 +143,7 @@ class Chain:
                 g, rate, size = rates(events, e, t, y, self.held, slope)
                 at_root = active & leaves_root(self.residual[:, e], g, size, y.dtype)
             sign = xp.tensor(xp.sign_of(xp.of(g)))
-            if host_any(at_root):
+            if _any(at_root):
                 sign = torch.where(at_root, torch.sign(rate) * self.direction, sign)
             values.append(g)
             signs.append(sign)
@@ -169,7 +171,7 @@ class Chain:
             slope = torch.where(mask[:, None], self._slope(self.t.detach(), y.detach()), 0.0)
             y = y - slope * (self.t - self.t.detach()).to(y.dtype)[:, None]
         detached = span.times.detach().contiguous()
-        again = host_any(detached[1:] == detached[:1])
+        again = _any(detached[1:] == detached[:1])
         ys, coefs, result = self.run(
             replace(plan, times=detached, starts_again=again), Inputs(y, span.times, self.inputs.controls)
         )
@@ -196,12 +198,12 @@ class Chain:
 
     def _link(self, mask: Tensor, found: Found, first: bool) -> Tensor:
         """The link of samples ``mask``; returns which of them go on."""
-        if not host_any(mask):
+        if not _any(mask):
             return mask
         records = [x.of(mask[x.sample]) for x in found.records]
         y_end, result, states, times = self._solve(mask, found, records, first)
         broken = mask & (result.status != Status.SUCCESS)  # found solvable by the search, which takes other steps
-        if host_any(broken):
+        if _any(broken):
             self.status = torch.where(broken, result.status, self.status)
             self.reached = torch.where(broken, result.reached, self.reached)
             mask = mask & ~broken
@@ -213,7 +215,7 @@ class Chain:
         through = mask & ~fired.any(1)
         at_end = through.nonzero()[:, 0]
         self._finish(at_end, times[-1], y_end)
-        if not host_any(fired):
+        if not _any(fired):
             return torch.zeros_like(mask)
         return self._events(mask & ~through, fired, found, y_end)
 
@@ -275,10 +277,11 @@ class Chain:
         events = self.events
         index = mask.nonzero()[:, 0]
         whole = None if len(index) == len(mask) else index
-        fired, direction = fired[index], self.direction[index]
-        end, before = found.end[index], rows(y_end, whole)
-        standstill = (end - self.t.detach()[index]).abs() <= clock_tolerance(end)
-        back = standstill & (fired & self.at_root[index]).any(1)  # it left this root and is back, in no time
+        here: Any = slice(None) if whole is None else index
+        fired, direction = fired[here], self.direction[here]
+        end, before = found.end[here], rows(y_end, whole)
+        standstill = (end - self.t.detach()[here]).abs() <= clock_tolerance(end)
+        back = standstill & (fired & self.at_root[here]).any(1)  # it left this root and is back, in no time
         fired = fired & ~back[:, None]
         slope = None if self.any_order else rows(self._slope(found.end, y_end.detach()), whole)
         located: list[tuple[Tensor, Tensor, Tensor] | None] = [None] * len(events)
@@ -299,41 +302,41 @@ class Chain:
         t, y = end, before
         missing = torch.ones_like(fired[:, 0])
         for e in range(len(events)):
-            here = missing & fired[:, e]
-            if host_any(here):
+            own = missing & fired[:, e]
+            if _any(own):
                 t_e, y_e, _ = at_event(e)
-                t, y = torch.where(here, t_e, t), torch.where(here[:, None], y_e, y)
-                missing = missing & ~here
+                t, y = torch.where(own, t_e, t), torch.where(own[:, None], y_e, y)
+                missing = missing & ~own
         if len(events) > 1:
-            more = self._at_the_same_time(index, fired, found.signs[index], t, y)
-            located = [None if host_any(more[:, e] != fired[:, e]) else known for e, known in enumerate(located)]
+            more = self._at_the_same_time(index, fired, found.signs[here], t, y)
+            located = [None if _any(more[:, e] != fired[:, e]) else known for e, known in enumerate(located)]
             fired = more
 
         ends_here = torch.full_like(index, -1)
         for e in range(len(events)):
             at = fired[:, e].nonzero()[:, 0]
             if not len(at):
-                self.residual[index, e] = 0.0
+                self.residual[here, e] = 0.0
                 continue
             t_e, y_e, residual = at_event(e)
-            self.residual[index, e] = torch.where(fired[:, e], residual, 0.0)
+            self.residual[here, e] = torch.where(fired[:, e], residual, 0.0)
             self._record(e, index[at], t_e[at], y_e[at])
             limit = events.events[e].ends_at
             if limit is not None:
-                last = fired[:, e] & (self.counts[index, e] >= limit) & (ends_here < 0)
+                last = fired[:, e] & (self.counts[here, e] >= limit) & (ends_here < 0)
                 ends_here = torch.where(last, e, ends_here)
         ended = ends_here >= 0
-        self.ended_by[index] = ends_here
-        self.status[index] = torch.where(ended, int(Status.EVENT), self.status[index])
-        self.still[index] = torch.where(standstill, self.still[index] + 1, 0)
-        jammed = ~ended & (back | (self.still[index] >= _STANDSTILL))
-        self.status[index] = torch.where(jammed, int(Status.TOO_MANY_EVENTS), self.status[index])
-        self.reached[index] = t.detach()
-        over = ~ended & ~jammed & (direction * (self.plan.times[-1][index] - t.detach()) <= 0)
+        self.ended_by[here] = ends_here
+        self.status[here] = torch.where(ended, int(Status.EVENT), self.status[here])
+        self.still[here] = torch.where(standstill, self.still[here] + 1, 0)
+        jammed = ~ended & (back | (self.still[here] >= _STANDSTILL))
+        self.status[here] = torch.where(jammed, int(Status.TOO_MANY_EVENTS), self.status[here])
+        self.reached[here] = t.detach()
+        over = ~ended & ~jammed & (direction * (self.plan.times[-1][here] - t.detach()) <= 0)
         done = (ended | over).nonzero()[:, 0]
         self._finish(index[done], t, y, done)
         on = ~(ended | over | jammed)
-        if not host_any(on):
+        if not _any(on):
             return torch.zeros_like(mask)
         for e in range(len(events)):
             if events.events[e].reset is None:
@@ -344,7 +347,7 @@ class Chain:
                 new = events.after(e, rows(t, some), rows(y, some), self._controls(index[at]))
                 y = put(y, some, new)
         finite = torch.isfinite(y.detach()).all(1)
-        self.status[index] = torch.where(on & ~finite, int(Status.NON_FINITE), self.status[index])
+        self.status[here] = torch.where(on & ~finite, int(Status.NON_FINITE), self.status[here])
         on = on & finite
         going = on.nonzero()[:, 0]
         some = None if len(going) == len(index) else going
@@ -382,6 +385,8 @@ class Chain:
 
     def _finish(self, samples: Tensor, t: Tensor, y: Tensor, rows: Tensor | None = None) -> None:
         """Samples (n,) end at rows of t and y; rows None stands for those of the same numbers."""
+        if not len(samples):
+            return
         rows = samples if rows is None else rows
         self.t_end.add((samples,), t[rows])
         self.y_end.add((samples,), y[rows])
@@ -393,7 +398,7 @@ class Chain:
         batch, width = inputs.y0.shape
         y0 = inputs.y0
         failed = (self.status != Status.SUCCESS) & (self.status != Status.EVENT)
-        any_failed = host_any(failed)
+        any_failed = _any(failed)
 
         def settled(x: Tensor, dim: int = 0) -> Tensor:
             """No gradient from failed samples."""

@@ -183,28 +183,35 @@ class FlatEvents:
             arguments.append(pytree.tree_unflatten(controls, self._spec))
         return arguments
 
-    def check_rows(self, t: Tensor, y: Tensor, controls: Sequence[Tensor]) -> None:
-        """Raises where a function of an event holds something per sample, or mixes samples.
+    def check_rows(self, t: Tensor, y: Tensor, controls: Sequence[Tensor]) -> list[Tensor]:
+        """The event functions, each (n,) float64 without graph; raises where one holds something per sample, or mixes.
 
-        It is called on all samples, and on all but one in reverse order: at the end of solves samples are missing, and
-        in the search they come many times.
+        Each is called on all samples, and on all but one in reverse order: at the end of solves samples are missing,
+        and in the search they come many times.
 
         Raises:
             ValueError: the two calls disagree.
         """
-        n = y.shape[0]
-        for e in range(len(self)):
-            value = self.value(e, t, y, controls)
-            if n < 2:
-                continue
-            try:
-                other = self.value(e, t[1:].flip(0), y[1:].flip(0), [c[1:].flip(0) for c in controls]).flip(0)
-            except Exception as error:
-                raise ValueError(self._mixes(e)) from error
-            bound = _SAME * torch.finfo(y.dtype).eps * value.abs().nan_to_num(0.0).max()
-            same = ((other - value[1:]).abs() <= bound) | (other == value[1:]) | (other.isnan() & value[1:].isnan())
-            if not bool(same.all()):
-                raise ValueError(self._mixes(e))
+        n, found = y.shape[0], []
+        with torch.no_grad():
+            fewer = (t[1:].flip(0), y[1:].flip(0), [c[1:].flip(0) for c in controls])
+            for e in range(len(self)):
+                value = self.value(e, t, y, controls)
+                found.append(value)
+                if n < 2:
+                    continue
+                try:
+                    other = self.value(e, *fewer).flip(0)
+                except Exception as error:
+                    raise ValueError(self._mixes(e)) from error
+                value = value[1:]
+                if torch.equal(value, other):  # not where there is NaN
+                    continue
+                bound = _SAME * torch.finfo(y.dtype).eps * found[e].abs().nan_to_num(0.0).max()
+                same = ((other - value).abs() <= bound) | (other == value) | (other.isnan() & value.isnan())
+                if not bool(same.all()):
+                    raise ValueError(self._mixes(e))
+        return found
 
     def _mixes(self, e: int) -> str:
         return (
