@@ -30,10 +30,16 @@ def differentiable(func: SolverFunction, event: SolverEvent, t: Tensor, y: Tenso
         t: its time, 0-d, without graph.
         y: the state there, with its graph for fixed t.
     """
-    for _ in range(_CORRECTIONS):
+    time = differentiable_time(func, event, t, y)
+    return time, carry(func, t, time, y) if may_vary(time) else y
+
+
+def differentiable_time(func: SolverFunction, event: SolverEvent, t: Tensor, y: Tensor) -> Tensor:
+    """The time alone; see ``differentiable``."""
+    for left in reversed(range(_CORRECTIONS)):
         level = event(t, y)
         if not may_vary(level):
-            return t, y
+            break
         with torch.enable_grad():
             here = t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
             state = y.view_as(y)
@@ -49,9 +55,9 @@ def differentiable(func: SolverFunction, event: SolverEvent, t: Tensor, y: Tenso
                 rate = rate + (by_y.conj() * slope).sum().real
             safe = torch.where(rate == 0, torch.inf, rate)  # an event function without slope has no derivative
             later = t - ((level - level.detach()) / safe).to(t.dtype)
-            y = carry(func, t, later, y)
+            y = carry(func, t, later, y) if left else y
             t = later
-    return t, y
+    return t
 
 
 def with_time_gradient(args: Arguments, result: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
@@ -67,4 +73,4 @@ def with_time_gradient(args: Arguments, result: tuple[Tensor, Any]) -> tuple[Ten
     assert args.event_fn is not None
     event = SolverEvent(args.event_fn, args.t[0].detach(), args.y0, args.shapes, False)
     last = solution[-1] if args.shapes is None else flatten([part[-1] for part in solution])
-    return differentiable(SolverFunction(args.func, args.shapes, False), event, t.detach(), last)[0], solution
+    return differentiable_time(SolverFunction(args.func, args.shapes, False), event, t.detach(), last), solution

@@ -15,6 +15,7 @@ from fastode.dropin.compiled import outside_of_graphs
 from fastode.dropin.crossing import differentiable
 from fastode.dropin.functions import SolverEvent, SolverFunction, flatten, unflatten
 from fastode.dropin.odeint import odeint
+from fastode.hostflags import may_vary
 
 
 @outside_of_graphs
@@ -58,7 +59,7 @@ def odeint_event(
     slope = SolverFunction(func, shapes, False)
     last = solution[-1] if shapes is None else flatten([part[-1] for part in solution])
     if _gives_derivatives(odeint_interface):
-        state = carry(slope, event_t.detach(), event_t, last)
+        state = carry(slope, event_t.detach(), event_t, last) if may_vary(event_t) else last
     else:
         event = SolverEvent(event_fn, t[0].detach(), y0, shapes, False)
         event_t, state = differentiable(slope, event, event_t.detach(), last)
