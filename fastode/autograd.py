@@ -78,6 +78,8 @@ def differentiable(replay: Replay) -> Callable[[Callable[..., tuple[Any, ...]]],
             with torch.no_grad():
                 grads = backward(ctx, *incoming)
             before = len(grads) - len(ctx.sources)
+            needed = ctx.needs_input_grad  # a pass may return the gradient of more than that
+            grads = tuple(grad if flag else None for grad, flag in zip(grads, needed, strict=True))
             places = [i - before for i, grad in enumerate(grads) if grad is not None]
             given = [grad for grad in incoming if isinstance(grad, Tensor)]
             which = [isinstance(grad, Tensor) for grad in incoming]

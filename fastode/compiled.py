@@ -29,6 +29,7 @@ from fastode.solution import Outcome, Solution, Stats
 from fastode.solve import solve_now
 from fastode.status import SolveError, Status
 from fastode.tableaus import IMPLICIT_TABLEAUS, Tableau
+from fastode.tracers import refuse_export
 
 _NAMES = ("auto", *(backend.name for backend in choose.PROGRAMS))
 _solve_outside = torch._dynamo.disable(solve_now, reason="only fields from fastode.capture are solved inside a graph")
@@ -41,6 +42,7 @@ _SETTINGS = (
 
 def solve(field: Any, y0: Any, t: Any, **options: Any) -> Solution:
     """``fastode.solve`` while torch compiles the code around it; the same arguments."""
+    refuse_export("fastode.solve")
     if not isinstance(field, CapturedField) or options["events"] is not None or not _fits(options):
         return _solve_outside(field, y0, t, **options)
     gradient = options["gradient"]

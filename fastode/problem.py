@@ -15,6 +15,7 @@ from fastode.controllers import IController, PIDController
 from fastode.field import FlatField, work_dtype
 from fastode.hostflags import differentiation_hidden, host_any
 from fastode.tableaus import Tableau, get_tableau
+from fastode.tracers import check_memory
 from fastode.tree import StateSpec, flatten_state, tree_flatten
 
 _CPU = torch.device("cpu")
@@ -77,6 +78,7 @@ def check_times(t: Any, batch: int, device: torch.device) -> Tensor:
             t = torch.as_tensor(t, dtype=torch.float64, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"t must be a tensor or a sequence of numbers, got {type(t).__name__}") from error
+    check_memory(t, "t")
     if t.is_complex() or t.dtype == torch.bool:
         raise TypeError(f"t must be real, got {t.dtype}")
     if t.ndim not in (1, 2) or (t.ndim == 2 and t.shape[1] != batch):
@@ -112,6 +114,7 @@ def few_times(t: Any, batch: int, device: torch.device) -> tuple[Tensor, bool] |
     if device != _CPU:
         return None
     if isinstance(t, Tensor):
+        check_memory(t, "t")
         plain = t.ndim == 1 and not t.requires_grad and (t.dtype is torch.float32 or t.dtype is torch.float64)
         if not plain or t.device != device or len(t) > _FEW or differentiation_hidden():
             return None
@@ -143,6 +146,7 @@ def check_controls(controls: Any, batch: int, device: torch.device) -> tuple[lis
     for part in parts:
         if not isinstance(part, Tensor):
             raise TypeError(f"controls must be a tensor or a tree of tensors, got a leaf of type {type(part).__name__}")
+        check_memory(part, "controls")
         if part.ndim == 0 or part.shape[0] != batch:
             raise ValueError(f"controls must have the leading dimension B={batch} of y0, got {tuple(part.shape)}")
         if part.device != device:
@@ -155,7 +159,7 @@ def check_tolerance(value: Any, name: str, spec: StateSpec) -> Tensor:
 
     Raises:
         TypeError: not a number, tensor or tree of them.
-        ValueError: negative or NaN, or a shape that does not broadcast.
+        ValueError: negative or NaN, a shape that does not broadcast, or a tensor that a gradient would be lost by.
     """
     dtype = work_dtype(spec.dtype)
     if type(value) is float and 0.0 <= value < math.inf:
@@ -170,6 +174,8 @@ def check_tolerance(value: Any, name: str, spec: StateSpec) -> Tensor:
             raise TypeError(f"{name} must consist of numbers or tensors, got {type(part).__name__}")
         if isinstance(part, Tensor) and part.is_complex():
             raise TypeError(f"{name} must be real, got {part.dtype}")
+        if isinstance(part, Tensor) and part.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} must not require grad: step sizes are constants of every gradient; detach it")
         tensor = torch.as_tensor(part, dtype=dtype, device=spec.device).detach()
         if host_any(~(tensor >= 0)):
             raise ValueError(f"{name} must be at least 0, got {part}")

@@ -203,7 +203,7 @@ class Solution:
             raise ValueError(
                 f"t must lie inside the interval of the solve, [{float(low.min()):.6g}, {float(high.max()):.6g}]"
             )
-        value = self.spec.unflatten(self.dense(query).to(self.spec.dtype))
+        value = self.spec.separate(self.dense(query).to(self.spec.dtype))
         if times.ndim == 0:
             return tree_map(lambda leaf: leaf[0], value)
         return value

@@ -21,6 +21,7 @@ from fastode.problem import Inputs, Plan, make_problem
 from fastode.solution import Outcome, Solution
 from fastode.status import SolveError, Status
 from fastode.tableaus import Tableau
+from fastode.tracers import refuse_tracers
 
 
 def solve(
@@ -135,6 +136,7 @@ def solve_now(
     events: Any = None,
 ) -> Solution:
     """``solve`` outside of compilation."""
+    refuse_tracers("fastode.solve")
     if on_failure not in ("raise", "nan"):
         raise ValueError(f"on_failure must be 'raise' or 'nan', got {on_failure!r}")
     check_gradient(gradient, backend)
@@ -182,15 +184,15 @@ def _with_events(
     if on_failure == "raise" and bool(status.any()):
         raise SolveError(status, solved.reached)
     given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device=solved.ys.device)
-    ys = spec.unflatten(solved.ys.to(spec.dtype))
+    ys = spec.separate(solved.ys.to(spec.dtype))
     outcome = Outcome(solved.status, solved.reached, solved.stats)
     who = (ran[-1].backend, ran[-1].why_not) if ran else (backend, ())
     return Solution(given.to(solved.ys.device), ys, outcome, spec, solved.dense, solved.events, *who)
 
 
 def _solution(t: Any, ys: Tensor, coefs: Tensor | None, result: Forward, spec: Any) -> Solution:
-    dense = None if coefs is None or result.dense is None else replace(result.dense, coefs=coefs, y0=ys[0])
+    dense = None if coefs is None or result.dense is None else replace(result.dense, coefs=coefs, y0=ys[0].clone())
     given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device=ys.device)
     given = given if given.device == ys.device else given.to(ys.device)
     ys = ys if ys.dtype is spec.dtype else ys.to(spec.dtype)
-    return Solution(given, spec.unflatten(ys), result.outcome, spec, dense, None, result.backend, result.why_not)
+    return Solution(given, spec.separate(ys), result.outcome, spec, dense, None, result.backend, result.why_not)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fastode.tracers import check_memory
+
 LEAF = pytree.tree_flatten(0)[1]
 """The structure of a tree that is one leaf."""
 STATE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -84,6 +86,21 @@ class StateSpec:
         parts = [part.reshape(*lead, *shape) for part, shape in zip(split, self.shapes, strict=True)]
         return pytree.tree_unflatten(parts, self.treespec)
 
+    def separate(self, flat: Tensor) -> Any:
+        """As ``unflatten``, with memory of its own for every leaf of a tree.
+
+        So results may be changed in place: torch forbids that for the parts of a split, and of one tensor seen by
+        several leaves each would see the changes of the others.
+        """
+        if self.is_tensor:
+            return self.unflatten(flat)
+        lead, parts, start = flat.shape[:-1], [], 0
+        for size, shape in zip(self.sizes, self.shapes, strict=True):
+            part = flat.narrow(-1, start, size).clone(memory_format=torch.contiguous_format)
+            parts.append(part if len(shape) == 1 else part.view(*lead, *shape))
+            start += size
+        return pytree.tree_unflatten(parts, self.treespec)
+
     def flatten(self, tree: Any, what: str, lead: int) -> Tensor:
         """The tree with leaves (lead, *shape) as one (lead, D) matrix.
 
@@ -130,10 +147,11 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
     """A batched initial state as a (B, D) matrix in its own dtype, and its layout.
 
     Raises:
-        TypeError: no tensors, or tensors that are not floating, or of several dtypes.
-        ValueError: a leaf without batch dimension, differing batch sizes or devices.
+        TypeError: no tensors, or tensors that are not floating, of several dtypes, or not plain memory.
+        ValueError: a leaf without batch dimension, differing batch sizes or devices, the device meta.
     """
-    if isinstance(y0, Tensor) and y0.ndim == 2 and y0.dtype in STATE_DTYPES and y0.layout is torch.strided:  # common
+    if isinstance(y0, Tensor) and y0.ndim == 2 and y0.dtype in STATE_DTYPES:  # the common case
+        check_memory(y0, "y0")
         return y0.resolve_neg(), _rows(y0.shape[1], y0.dtype, y0.device)
     parts, treespec = tree_flatten(y0)
     if not parts:
@@ -141,10 +159,9 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
     for part in parts:
         if not isinstance(part, Tensor):
             raise TypeError(f"y0 must be a tensor or a tree of tensors, got a leaf of type {type(part).__name__}")
+        check_memory(part, "y0")
         if part.dtype not in STATE_DTYPES:
             raise TypeError(f"y0 must have a floating dtype of 16, 32 or 64 bits, got {part.dtype}")
-        if part.layout is not torch.strided:
-            raise TypeError(f"y0 must be dense, got a tensor of layout {part.layout}; y0.to_dense() is")
         if part.ndim == 0:
             raise ValueError("y0 must have a leading batch dimension, got a tensor of shape ()")
     first = parts[0]

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastode.dropin.functions import CALLBACKS, SolverEvent, SolverFunction, flatten, no_callback, unflatten
+from fastode.dropin.functions import CALLBACKS, SolverEvent, SolverFunction, flatten, no_callback, separate, unflatten
 from fastode.dropin.methods import OWN, SOLVERS, known_options
 from fastode.dropin.norms import mixed_norm, rms_norm
+from fastode.tracers import check_memory
 
 STEP_CONTROLS = ("auto", "batch", "per_sample")
 
@@ -89,7 +90,7 @@ class Arguments:
 
     def restore(self, solution: Tensor) -> Any:
         """States (T, *state) of a solver in the form of y0."""
-        return solution if self.shapes is None else unflatten(solution, solution.shape[:1], self.shapes)
+        return solution if self.shapes is None else separate(solution, solution.shape[:1], self.shapes)
 
     def solver_times(self) -> Tensor:
         """Times as solvers see them, increasing."""
@@ -206,6 +207,7 @@ def check(
         for name, tol in (("rtol", rtol), ("atol", atol)):
             tolerances_of_parts(name, tol, shapes)
     for part in (y0,) if shapes is None else y0:
+        check_memory(part, "y0")
         if not (part.is_floating_point() or part.is_complex()):
             raise TypeError(f"`y0` must be a floating point or complex Tensor but is a {part.type()}")
         if part.layout is not torch.strided:

@@ -294,7 +294,7 @@ def _solve(
         if failure is None or not is_adaptive(args.solver_class):
             raise NotHere  # the step-by-step solver returns the infinities of fixed steps, or finds the rows at fault
         raise failure(result.status, result.reached)
-    ys = plan.field.state.unflatten(ys if read is None else read(ys))
+    ys = plan.field.state.separate(ys if read is None else read(ys))
     return restore(ys)
 
 
