@@ -36,7 +36,7 @@ class _AdjointSolve(torch.autograd.Function):
         ctx.plan, ctx.n_controls = plan, n_controls
         ctx.solved = result.status == Status.SUCCESS
         ctx.save_for_backward(k1, result.ys, *tensors[:n_controls])
-        ctx.externals = Externals(tensors[n_controls:])
+        ctx.externals = Externals(tensors[n_controls:], plan.field.field)
         ctx.sources = (y0, times, *tensors)
         return result.ys, result
 
@@ -50,11 +50,12 @@ class _AdjointSolve(torch.autograd.Function):
         wanted_externals = [t for t, flag in zip(externals, needed[ctx.n_controls :], strict=True) if flag]
         vjp = FieldVjp(plan.field, needed[: ctx.n_controls], wanted_externals)
         lam = torch.where(ctx.solved[:, None], grad_ys, 0.0)
-        a, totals = _solve_backward(plan, controls, vjp, ys, lam, ctx.solved)
         times_ys = ys if ctx.needs_input_grad[5] else None
-        grad_y0, grad_times = boundary_gradients(
-            plan, lambda t, y: plan.field(t, y, controls), k1, times_ys, lam, a, ctx.solved
-        )
+        with ctx.externals.in_place():
+            a, totals = _solve_backward(plan, controls, vjp, ys, lam, ctx.solved)
+            grad_y0, grad_times = boundary_gradients(
+                plan, lambda t, y: plan.field(t, y, controls), k1, times_ys, lam, a, ctx.solved
+            )
         sums = iter(totals)
         return None, None, None, None, grad_y0, grad_times, *[next(sums) if flag else None for flag in needed]
 

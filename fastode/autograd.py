@@ -6,6 +6,7 @@ reference, and their gradient is taken in a graph.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from fastode.backends.base import Backend, Forward
 from fastode.backends.healthy import healthy_index
 from fastode.backends.implicit.replay import step_rule
 from fastode.backends.steps import steps_of
+from fastode.batched_grads import one_by_one
 from fastode.checkpoint import Checkpoint
 from fastode.externals import Externals, owned_tensors, watch
 from fastode.problem import Inputs, Plan
@@ -35,8 +37,9 @@ def once_only(gradient: str) -> Callable[[Callable[..., tuple[Any, ...]]], Calla
 
     def decorate(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
         def marked(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
-            if any(isinstance(grad, Tensor) and _is_batched(grad) for grad in incoming):
-                raise RuntimeError(f"the gradient of gradient={gradient!r} cannot be vmapped; use gradient='backprop'")
+            return one_by_one(functools.partial(single, ctx), incoming)
+
+        def single(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
             if not torch.is_grad_enabled():  # the usual case
                 return backward(ctx, *incoming)
             with torch.no_grad():
@@ -71,8 +74,9 @@ def differentiable(replay: Replay) -> Callable[[Callable[..., tuple[Any, ...]]],
 
     def decorate(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
         def marked(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
-            if any(isinstance(grad, Tensor) and _is_batched(grad) for grad in incoming):
-                raise RuntimeError("the gradient of gradient='checkpoint' cannot be vmapped; use gradient='backprop'")
+            return one_by_one(functools.partial(single, ctx), incoming)
+
+        def single(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
             if not torch.is_grad_enabled():  # the usual case
                 return backward(ctx, *incoming)
             with torch.no_grad():
@@ -182,11 +186,6 @@ def replayed(
     return replay(plan, of_samples, steps, y0, times, step_rule(plan))
 
 
-def _is_batched(tensor: Tensor) -> bool:
-    functorch = torch._C._functorch
-    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
-
-
 class _OnceOnly(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: str, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -211,7 +210,8 @@ def _replay_node(ctx: Any, sources: Sequence[Tensor]) -> Sequence[Tensor | None]
         with Substitute(stand_ins):
             return ctx.plan.field(t, y, [c[index] for c in controls]).clone()
 
-    ys, dense = replayed(ctx.plan, field, ctx.record, solved, y0, times)
+    with ctx.externals.in_place():
+        ys, dense = replayed(ctx.plan, field, ctx.record, solved, y0, times)
     ys = torch.where(solved[:, None], ys, 0.0)
     if dense is None or ctx.rows is None:
         return ys, None, None
@@ -239,7 +239,7 @@ class _CheckpointSolve(torch.autograd.Function):
         ctx.backend, ctx.plan, ctx.n_controls = backend, plan, n_controls
         ctx.record, ctx.solved = result.record, result.status == Status.SUCCESS
         ctx.save_for_backward(k1, result.ys if times.requires_grad else None, *tensors[:n_controls])
-        ctx.externals = Externals(tensors[n_controls:])
+        ctx.externals = Externals(tensors[n_controls:], plan.field.field)
         dense = result.dense
         ctx.rows, ctx.n_rows = (None, 0) if dense is None else (dense.rows, dense.coefs.shape[0])
         ctx.n_accepted = result.stats.n_accepted
@@ -260,10 +260,11 @@ class _CheckpointSolve(torch.autograd.Function):
         controls_needed = needed[: ctx.n_controls]
         external_wanted = [t for t, flag in zip(externals, needed[ctx.n_controls :], strict=True) if flag]
         vjp = FieldVjp(plan.field, controls_needed, external_wanted)
-        grads = ctx.backend.backward(plan, ctx.record, controls, vjp, lam, grad_coefs)
-        grad_y0, grad_times = boundary_gradients(
-            plan, lambda t, y: plan.field(t, y, controls), k1, ys, lam, grads.y0, ctx.solved
-        )
+        with ctx.externals.in_place():
+            grads = ctx.backend.backward(plan, ctx.record, controls, vjp, lam, grad_coefs)
+            grad_y0, grad_times = boundary_gradients(
+                plan, lambda t, y: plan.field(t, y, controls), k1, ys, lam, grads.y0, ctx.solved
+            )
         wanted = iter([*grads.controls, *grads.externals])
         grad_tensors = [next(wanted) if flag else None for flag in needed]
         return None, None, None, None, None, grad_y0, grad_times, *grad_tensors
@@ -310,9 +311,10 @@ def start_of(plan: Plan, inputs: Inputs) -> tuple[Tensor, list[Tensor] | None]:
 
     None instead of the tensors means that there is nothing to differentiate.
     """
-    # Detached before watching: an argument counts as read only where the field also holds it by other means. The state
-    # is copied, should the field write into it, or ask for its gradient as those of continuous normalizing flows do.
-    y0, controls = inputs.y0.detach().clone(), [c.detach() for c in inputs.controls]
+    # Arguments are other objects than the user's: those count as read only where the field also holds them by other
+    # means. They have their graph, should the field keep what it makes of them. The state is copied, should the field
+    # write into it, or ask for its gradient as those of continuous normalizing flows do.
+    y0, controls = inputs.y0.clone(), [c.view_as(c) for c in inputs.controls]
 
     def start() -> Tensor:
         return plan.field(plan.times[0], y0, controls).clone()  # the field may return the same buffer every time
@@ -323,6 +325,8 @@ def start_of(plan: Plan, inputs: Inputs) -> tuple[Tensor, list[Tensor] | None]:
     given = {id(t) for t in (y0, *controls)}
     externals = {id(t): t for t in [*read, *owned_tensors(plan.field.field)] if id(t) not in given}
     nothing = not externals and not any(t.requires_grad for t in [inputs.y0, inputs.times, *inputs.controls])
+    if nothing:
+        plan.field.controls_vary = None
     return k1, None if nothing else list(externals.values())
 
 

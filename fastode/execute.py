@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fastode.adjoint import adjoint_solve
@@ -41,6 +42,8 @@ def execute(
     Raises:
         RuntimeError: the backend cannot run this plan, or a transform is active that the gradient mode does not know.
     """
+    if torch.is_grad_enabled() and not differentiation_hidden():
+        plan.field.controls_vary = [c.requires_grad for c in inputs.controls]
     if gradient == "backprop":
         return backprop_solve(plan, inputs)
     if gradient == "adjoint":

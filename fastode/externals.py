@@ -1,16 +1,18 @@
 """Finds the tensors that a field closes over or owns, so that no gradient to them is lost.
 
 Two searches are joined. Watching one evaluation with a dispatch mode finds every tensor that an operation read and that
-no operation of the field made: parameters, tensors in closures and results of other networks alike. Walking what the
-callable refers to (parameters of modules, closure cells, globals that the code names, arguments of partials) finds
-tensors that this evaluation did not happen to read.
+lives on when its value is dropped: parameters, tensors in closures, results of other networks, and what the field has
+computed then and keeps. Walking what the callable refers to (parameters of modules, closure cells, globals that the
+code names, arguments of partials) finds tensors that this evaluation did not happen to read.
 """
 
 from __future__ import annotations
 
 import functools
 import types
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,12 +25,15 @@ _CODE_OR_CONTAINER = (types.FunctionType, types.MethodType, functools.partial, l
 
 
 class _ReadTensors(TorchDispatchMode):
-    """Collects tensors that require grad and are read, but not made, while the mode is on."""
+    """Remembers tensors that require grad and are read while the mode is on, without keeping them alive."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.read: dict[int, Tensor] = {}
-        self._made: dict[int, Tensor] = {}  # keeps them alive: an id must not be reused
+        self._read: dict[int, weakref.ref[Tensor]] = {}  # a reused id belongs to a tensor that is looked at anew
+
+    def alive(self) -> list[Tensor]:
+        """Those of them that somebody holds."""
+        return [tensor for reference in self._read.values() if (tensor := reference()) is not None]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -38,32 +43,58 @@ class _ReadTensors(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and leaf.requires_grad and id(leaf) not in self._made:
-                self.read[id(leaf)] = leaf
-        out = func(*args, **(kwargs or {}))
-        for leaf in pytree.tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._made[id(leaf)] = leaf
-        return out
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
+                self._read[id(leaf)] = weakref.ref(leaf)
+        return func(*args, **(kwargs or {}))
 
 
 def watch(evaluate: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Runs one evaluation without gradient; returns its value and the tensors with gradient that it read."""
+    """Runs one evaluation with its graph.
+
+    Returns:
+        Its value, without graph, and the tensors with gradient that it read and that somebody holds.
+    """
     mode = _ReadTensors()
-    with torch.no_grad(), mode:
-        value = evaluate()
-    return value, list(mode.read.values())
+    with torch.enable_grad(), mode:
+        value = evaluate().detach()
+    return value, mode.alive()
 
 
 class Externals:
-    """Tensors kept for the backward pass as the very objects that the field holds.
+    """Tensors kept for the backward pass as the very objects that the field holds, and the modules that hold them.
 
     Saving them in the autograd node would let saved-tensor hooks (activation checkpointing, offloading) replace them.
+
+    Args:
+        tensors: that a gradient may be wanted for.
+        field: the user's callable.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], field: Callable[..., Any]) -> None:
         self._tensors = tensors
         self._versions = [t._version for t in tensors]
+        self._slots = [
+            (slots, name, tensor)
+            for module in _modules(field)
+            if not isinstance(module, torch.jit.ScriptModule)  # those hold them elsewhere
+            for slots in (module._parameters, module._buffers)
+            for name, tensor in slots.items()
+        ]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Modules that the field reaches hold the tensors that they held during the solve.
+
+        ``torch.func.functional_call`` puts others there for the time of a call, and a backward pass comes later.
+        """
+        moved = [(slots, name, slots.get(name), then) for slots, name, then in self._slots if slots.get(name) is not then]
+        for slots, name, _, then in moved:
+            slots[name] = then
+        try:
+            yield
+        finally:
+            for slots, name, now, _ in moved:
+                slots[name] = now
 
     def unchanged(self) -> Sequence[Tensor]:
         """The tensors; RuntimeError if one of them has been modified in place since."""
@@ -83,6 +114,23 @@ def owned_tensors(field: Callable[..., Any]) -> list[Tensor]:
     may be left over from an earlier pass, whose graph is gone.
     """
     found: dict[int, Tensor] = {}
+    for value, held in _reached(field):
+        if isinstance(value, Tensor) and value.requires_grad and (held or value.is_leaf):
+            found[id(value)] = value
+    return list(found.values())
+
+
+def _modules(field: Callable[..., Any]) -> list[nn.Module]:
+    """Modules that the callable is, owns or refers to."""
+    found: dict[int, nn.Module] = {}
+    for value, _ in _reached(field):
+        if isinstance(value, nn.Module):
+            found.update((id(module), module) for module in value.modules())
+    return list(found.values())
+
+
+def _reached(field: Callable[..., Any]) -> Iterator[tuple[Any, bool]]:
+    """What the callable refers to, and whether only code and containers lie between the two."""
     seen: set[int] = set()
 
     # A stack and no recursion: a function that refers to itself would keep what it found until garbage is collected.
@@ -90,17 +138,16 @@ def owned_tensors(field: Callable[..., Any]) -> list[Tensor]:
     while stack:
         value, depth, held = stack.pop()
         if isinstance(value, Tensor):
-            if value.requires_grad and (held or value.is_leaf):
-                found[id(value)] = value
+            yield value, held
             continue
         if depth > _MAX_DEPTH or id(value) in seen:
             continue
         seen.add(id(value))
+        yield value, held
         held = held and isinstance(value, _CODE_OR_CONTAINER)
         stack.extend((child, depth + 1, held) for child in _children(value))
         if isinstance(value, types.FunctionType):
             stack.extend((value.__globals__.get(name), depth + 1, False) for name in _names(value.__code__))
-    return list(found.values())
 
 
 def _children(value: Any) -> Iterator[Any]:

@@ -52,12 +52,16 @@ class FlatField:
         controls_spec: structure of the controls tree, None where the field takes none.
         autocast: (enabled, dtype) in force when the solve was called; re-established at every call, so that the
             backward pass sees what the forward pass saw.
+        controls_vary: where a gradient may be asked for, for each leaf of the controls whether by it; None elsewhere.
+            Evaluations without gradient then make a graph all the same and drop it: what the field computes there and
+            keeps, weights in a cache of its own for example, must have its graph.
     """
 
     field: Callable[..., Any]
     state: StateSpec
     controls_spec: Any
     autocast: tuple[bool, torch.dtype]
+    controls_vary: Sequence[bool] | None = None
 
     def __call__(self, t: Tensor, y: Tensor, controls: Sequence[Tensor]) -> Tensor:
         """dy/dt of n samples.
@@ -74,6 +78,15 @@ class FlatField:
             TypeError, ValueError: the field's value has not the structure, shape, dtype or device of the state.
             RuntimeError: the field wrote into y.
         """
+        if self.controls_vary is None or torch.is_grad_enabled():
+            return self._evaluate(t, y, controls)
+        with torch.enable_grad():
+            # As leaves nobody knows: should the field keep what it makes of them, that is seen where it is pulled back.
+            pairs = zip(controls, self.controls_vary, strict=True)
+            leaves = [c.detach().requires_grad_() if vary else c for c, vary in pairs]
+            return self._evaluate(t, y, leaves).detach()
+
+    def _evaluate(self, t: Tensor, y: Tensor, controls: Sequence[Tensor]) -> Tensor:
         n, work = y.shape[0], y.dtype
         state = self.state
         dtype = state.dtype

@@ -55,10 +55,10 @@ class FieldVjp:
         # retained grad be added to, once per stage: then the field sees detached stand-ins.
         if need_stand_ins(self._externals):
             self._substitutes = {id(t): t.detach().requires_grad_() for t in self._externals}
-        # Edges of the graph at which a search for unknown tensors ends; the nodes are held so that ids stay theirs.
-        ends = [] if self._substitutes else [t for t in self._externals if t.grad_fn is not None]
-        self._known_nodes = [t.grad_fn for t in ends]
-        self._known_edges = {(id(t.grad_fn), t.output_nr) for t in ends}
+        # Where a search for unknown tensors ends; the nodes are held so that ids stay theirs.
+        self._known_nodes = [t.grad_fn for t in self._externals]
+        self._edges = {(id(t.grad_fn), t.output_nr): i for i, t in enumerate(self._externals) if t.grad_fn is not None}
+        self._leaves = {id(t): i for i, t in enumerate(self._externals) if t.grad_fn is None}
 
     @property
     def n_controls(self) -> int:
@@ -80,8 +80,10 @@ class FieldVjp:
         with torch.enable_grad(), Substitute(self._substitutes) if self._substitutes else nullcontext():
             return self._field(t, y, rows).contiguous()
 
-    def pull(self, value: Tensor, y: Tensor, rows: Sequence[Tensor], g: Tensor) -> list[Tensor | None]:
+    def pull(self, value: Tensor, y: Tensor, rows: Sequence[Tensor], g: Tensor | None) -> list[Tensor | None]:
         """J^T g of a value of this field at the leaf y (n, D), for a cotangent g of the value's shape.
+
+        The value may also be one number made of values of the field, and g then None.
 
         Returns:
             Gradients by y and by each of ``wanted(rows)``; None stands for an exact zero.
@@ -92,31 +94,58 @@ class FieldVjp:
         wanted = [y, *self.wanted(rows)]
         if not value.requires_grad:
             return [None] * len(wanted)
-        self.check(value, wanted)
-        return list(torch.autograd.grad(value, wanted, g, allow_unused=True))
+        kept = self.check(value, wanted)
+        sources = wanted if not kept else [*wanted, *(self._externals[i] for i in kept)]
+        # The graph of what the field keeps belongs to several values: it must not be freed with the first.
+        grads = list(torch.autograd.grad(value, sources, g, allow_unused=True, retain_graph=True))
+        for i, grad in zip(kept, grads[len(wanted) :], strict=True):
+            place = len(wanted) - len(self._externals) + i
+            old = grads[place]
+            grads[place] = grad if old is None else old if grad is None else old + grad
+        return grads[: len(wanted)]
 
     def pull_state(self, value: Tensor, y: Tensor, rows: Sequence[Tensor], g: Tensor) -> Tensor | None:
         """J^T g with respect to the state alone; None stands for an exact zero."""
         if not value.requires_grad:
             return None
         self.check(value, [y, *self.wanted(rows)])
-        return torch.autograd.grad(value, y, g, allow_unused=True)[0]
+        return torch.autograd.grad(value, y, g, allow_unused=True, retain_graph=True)[0]
 
-    def check(self, value: Tensor, known: Sequence[Tensor]) -> None:
-        """Raises RuntimeError if the graph of a value ends in a leaf that is none of the known tensors."""
+    def check(self, value: Tensor, known: Sequence[Tensor]) -> list[int]:
+        """Raises RuntimeError if the graph of a value ends in a leaf that is none of the known tensors.
+
+        Returns:
+            Places of externals that the graph ends in though the field is given stand-ins for them: it has kept what it
+            once computed of them.
+        """
         leaves = {id(tensor) for tensor in known}
+        reached: set[int] = set()
         stack: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr)]
         seen: dict[int, Any] = {}
         while stack:
             node, output = stack.pop()
-            if node is None or id(node) in seen or (id(node), output) in self._known_edges:
+            if node is None or id(node) in seen:
+                continue
+            if (id(node), output) in self._edges:
+                reached.add(self._edges[id(node), output])
                 continue
             seen[id(node)] = node
             variable = getattr(node, "variable", None)
-            if variable is not None and id(variable) not in leaves:
+            if variable is not None and id(variable) in self._leaves:
+                reached.add(self._leaves[id(variable)])
+            elif variable is not None and id(variable) not in leaves:
                 raise RuntimeError(
                     f"the field depends on a tensor of shape {tuple(variable.shape)} that requires grad and that could "
                     "not be found when the solve began: pass it in controls, make it a parameter of the field if the "
                     "field is an nn.Module, or use gradient='backprop'"
                 )
             stack.extend(node.next_functions)
+        if not self._substitutes:
+            return []
+        kept = sorted(reached)
+        if need_stand_ins([self._externals[i] for i in kept]):
+            raise RuntimeError(
+                "the field keeps what it has computed from a tensor with hooks, or from tensors that are computed from "
+                "each other, so that their gradients cannot be told apart: use gradient='backprop'"
+            )
+        return kept

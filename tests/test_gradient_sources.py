@@ -604,11 +604,41 @@ def test_creating_a_graph_does_no_harm_to_first_derivatives(gradient: str) -> No
 
 @pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
 @pytest.mark.parametrize("backend", FIELD_BACKENDS)
-def test_batched_gradients_are_an_error(gradient: str, backend: str) -> None:
-    y0 = random(2, 2).requires_grad_()
-    ys = solve(lambda t, y: torch.tanh(y), y0, T, gradient=gradient, backend=backend).ys
-    with pytest.raises(RuntimeError, match="cannot be vmapped"):
-        torch.autograd.grad(ys[-1], y0, torch.eye(4, dtype=F64).reshape(4, 2, 2), is_grads_batched=True)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_several_gradients_at_once(gradient: str, backend: str, create_graph: bool) -> None:
+    y0, a = random(2, 3).requires_grad_(), random(3, 3).requires_grad_()
+    end = solve(lambda t, y: torch.tanh(y @ a), y0, T, gradient=gradient, backend=backend).ys[-1]
+    directions = random(4, 2, 3)
+    got = torch.autograd.grad(
+        end, [y0, a], directions, is_grads_batched=True, retain_graph=True, create_graph=create_graph
+    )
+    each = [torch.autograd.grad(end, [y0, a], direction, retain_graph=True) for direction in directions]
+    for together, column in zip(got, zip(*each, strict=True), strict=True):
+        assert torch.equal(together, torch.stack(column))
+
+
+@pytest.mark.parametrize("backend", [*FIELD_BACKENDS, "cpu"])
+def test_gradients_under_vmap(backend: str) -> None:
+    y0 = random(2, 3).requires_grad_()
+    end = solve(lambda t, y: torch.sin(y), y0, T, backend=backend).ys[-1]
+    directions = random(2, 3, 2, 3)
+
+    def pull(direction: Tensor) -> Tensor:
+        return torch.autograd.grad(end, y0, direction, retain_graph=True)[0]
+
+    got = torch.vmap(torch.vmap(pull))(directions)
+    want = [torch.stack([pull(direction) for direction in row]) for row in directions]
+    assert torch.equal(got, torch.stack(want))
+
+
+@pytest.mark.parametrize("backend", [*FIELD_BACKENDS, "cpu"])
+def test_vectorized_jacobian(backend: str) -> None:
+    def end(y0: Tensor) -> Tensor:
+        return solve(lambda t, y: torch.sin(y), y0, T, backend=backend).ys[-1]
+
+    y0 = random(2, 3)
+    got = torch.autograd.functional.jacobian(end, y0, vectorize=True)
+    assert torch.equal(got, torch.autograd.functional.jacobian(end, y0))
 
 
 def _reentrant(run: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:

@@ -329,8 +329,8 @@ class ImplicitAdjoint:
                     )
                     loss = loss + (along * (size * slopes[i])).sum()
                     loss = loss + (later * (float(tableau.d[i]) * size[:, 0])).sum()
-            found = torch.autograd.grad(loss, [start, *self.vjp.wanted(rows)], allow_unused=True)
-        self._accumulate(list(found[1:]), n)
+            found = self.vjp.pull(loss, start, rows, None)
+        self._accumulate(found[1:], n)
         return [*pulled.values()] + ([] if found[0] is None else [found[0]])
 
     def _accumulate(self, grads: Sequence[Tensor | None], n: int) -> None:
