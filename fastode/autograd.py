@@ -158,6 +158,7 @@ def replayed(
     solved: Tensor | None,
     y0: Tensor,
     times: Tensor,
+    sizes: Sequence[Tensor],
 ) -> tuple[Tensor, DenseOutput | None]:
     """The outputs (T, B, D) of the steps of a record, and their polynomials, in a graph.
 
@@ -168,6 +169,7 @@ def replayed(
         solved: (B,) bool, None if all are. The others are replaced by copies of one that is.
         y0: (B, D).
         times: (T, B) float64.
+        sizes: the step size (B,) float64, where its graph matters.
     """
     index = torch.arange(plan.batch, device=y0.device)
     if solved is not None and not bool(solved.all()):
@@ -177,13 +179,37 @@ def replayed(
     def of_samples(t: Tensor, y: Tensor) -> Tensor:
         return field(t, y, index)
 
-    plan = replace(plan, times=plan.times[:, index])
+    step_size = None if plan.step_size is None else plan.step_size[index]
+    plan = replace(plan, times=plan.times[:, index], step_size=step_size)
     steps = steps_of(record, y0)
     if steps is None:  # a record of another kind: every backend takes the steps of the reference
         steps = integrate(plan, of_samples, y0, of_samples(plan.times[0], y0))
     else:
         steps = steps.select(index)
-    return replay(plan, of_samples, steps, y0, times, step_rule(plan))
+    return replay(plan, of_samples, steps, y0, times, step_rule(plan), sizes[0][index] if sizes else None)
+
+
+def replayed_clock(
+    plan: Plan,
+    field: Callable[[Tensor, Tensor, Tensor], Tensor],
+    record: Any,
+    defined: Tensor,
+    y0: Tensor,
+    times: Tensor,
+    sizes: Sequence[Tensor],
+) -> Tensor:
+    """The outputs (T, B, D) of fixed steps whose sizes vary, in a graph; as ``replayed``.
+
+    Args:
+        plan, field, record, y0, times, sizes: as there.
+        defined: (B,) bool, samples that succeeded and whose field is finite. The outputs of the others are their start:
+            of failed ones no gradient is asked for, and without a step a sample succeeds with any field.
+    """
+    still = y0.expand(len(times), *y0.shape)
+    if not bool(defined.any()):
+        return still
+    ys, _ = replayed(plan, field, record, defined, y0, times, sizes)
+    return torch.where(defined[:, None], ys, still)
 
 
 class _OnceOnly(torch.autograd.Function):
@@ -202,6 +228,7 @@ class _OnceOnly(torch.autograd.Function):
 def _replay_node(ctx: Any, sources: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """The results of ``_CheckpointSolve`` in a graph."""
     y0, times, *tensors = sources
+    sizes, tensors = tensors[: ctx.n_sizes], tensors[ctx.n_sizes :]
     controls, externals = tensors[: ctx.n_controls], tensors[ctx.n_controls :]
     stand_ins = {id(old): new for old, new in zip(ctx.externals.unchanged(), externals, strict=True)}
     solved: Tensor = ctx.solved
@@ -211,7 +238,7 @@ def _replay_node(ctx: Any, sources: Sequence[Tensor]) -> Sequence[Tensor | None]
             return ctx.plan.field(t, y, [c[index] for c in controls]).clone()
 
     with ctx.externals.in_place():
-        ys, dense = replayed(ctx.plan, field, ctx.record, solved, y0, times)
+        ys, dense = replayed(ctx.plan, field, ctx.record, solved, y0, times, sizes)
     ys = torch.where(solved[:, None], ys, 0.0)
     if dense is None or ctx.rows is None:
         return ys, None, None
@@ -229,21 +256,24 @@ class _CheckpointSolve(torch.autograd.Function):
         plan: Plan,
         policy: Checkpoint,
         k1: Tensor,
+        n_sizes: int,
         n_controls: int,
         y0: Tensor,
         times: Tensor,
-        *tensors: Tensor,
+        *sizes_and_tensors: Tensor,
     ) -> tuple[Tensor, Tensor | None, Forward]:
+        tensors = sizes_and_tensors[n_sizes:]
         controls = [c.detach() for c in tensors[:n_controls]]
         result = backend.forward(plan, y0.detach().contiguous(), controls, k1, policy)
-        ctx.backend, ctx.plan, ctx.n_controls = backend, plan, n_controls
+        ctx.backend, ctx.plan, ctx.n_sizes, ctx.n_controls = backend, plan, n_sizes, n_controls
         ctx.record, ctx.solved = result.record, result.status == Status.SUCCESS
+        ctx.clock_varies = plan.controller is None and (n_sizes > 0 or times.requires_grad)
         ctx.save_for_backward(k1, result.ys if times.requires_grad else None, *tensors[:n_controls])
         ctx.externals = Externals(tensors[n_controls:], plan.field.field)
         dense = result.dense
         ctx.rows, ctx.n_rows = (None, 0) if dense is None else (dense.rows, dense.coefs.shape[0])
         ctx.n_accepted = result.stats.n_accepted
-        ctx.sources = (y0, times, *tensors)
+        ctx.sources = (y0, times, *sizes_and_tensors)
         ctx.set_materialize_grads(False)
         return result.ys, None if result.dense is None else result.dense.coefs, result
 
@@ -253,13 +283,17 @@ class _CheckpointSolve(torch.autograd.Function):
         k1, ys, *controls = ctx.saved_tensors
         plan: Plan = ctx.plan
         externals = ctx.externals.unchanged()
-        needed = ctx.needs_input_grad[7:]
+        needed = ctx.needs_input_grad[8 + ctx.n_sizes :]
         if grad_ys is None:
             grad_ys = k1.new_zeros(plan.times.shape[0], *k1.shape)
         lam = torch.where(ctx.solved[:, None], grad_ys, 0.0)
         controls_needed = needed[: ctx.n_controls]
         external_wanted = [t for t, flag in zip(externals, needed[ctx.n_controls :], strict=True) if flag]
         vjp = FieldVjp(plan.field, controls_needed, external_wanted)
+        if ctx.clock_varies:
+            y0_and_clock, grads_of_rest = _pull_clock(ctx, vjp, controls, lam, k1)
+            rest = iter(grads_of_rest)
+            return *[None] * 6, *y0_and_clock, *[next(rest) if flag else None for flag in needed]
         with ctx.externals.in_place():
             grads = ctx.backend.backward(plan, ctx.record, controls, vjp, lam, grad_coefs)
             grad_y0, grad_times = boundary_gradients(
@@ -267,7 +301,29 @@ class _CheckpointSolve(torch.autograd.Function):
             )
         wanted = iter([*grads.controls, *grads.externals])
         grad_tensors = [next(wanted) if flag else None for flag in needed]
-        return None, None, None, None, None, grad_y0, grad_times, *grad_tensors
+        return *[None] * 6, grad_y0, grad_times, *grad_tensors
+
+
+def _pull_clock(
+    ctx: Any, vjp: FieldVjp, controls: Sequence[Tensor], lam: Tensor, k1: Tensor
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Gradients by y0, times and step size of fixed steps, and by what the vjp wants: through a graph of all steps.
+
+    With fixed steps the sizes depend on the times; no backend's adjoint has that part.
+    """
+    y0, times, *others = ctx.sources
+    with torch.enable_grad():
+        sources = [x.detach().requires_grad_() for x in (y0, times, *others[: ctx.n_sizes])]
+        rows = vjp.leaf_rows(controls)
+
+        def field(t: Tensor, y: Tensor, index: Tensor) -> Tensor:
+            return vjp(t, y, [row[index] for row in rows]).clone()
+
+        with ctx.externals.in_place():
+            defined = ctx.solved & torch.isfinite(k1).all(1)
+            ys = replayed_clock(ctx.plan, field, ctx.record, defined, sources[0], sources[1], sources[2:])
+            grads = vjp.pull_by((ys * lam).sum(), sources, rows, None)
+    return grads[: len(sources)], grads[len(sources) :]
 
 
 def boundary_gradients(
@@ -324,7 +380,8 @@ def start_of(plan: Plan, inputs: Inputs) -> tuple[Tensor, list[Tensor] | None]:
     k1, read = watch(start)
     given = {id(t) for t in (y0, *controls)}
     externals = {id(t): t for t in [*read, *owned_tensors(plan.field.field)] if id(t) not in given}
-    nothing = not externals and not any(t.requires_grad for t in [inputs.y0, inputs.times, *inputs.controls])
+    own = [inputs.y0, inputs.times, *inputs.controls]
+    nothing = not externals and inputs.step_size is None and not any(t.requires_grad for t in own)
     if nothing:
         plan.field.controls_vary = None
     return k1, None if nothing else list(externals.values())
@@ -343,5 +400,15 @@ def checkpoint_solve(
             result = backend.forward(plan, inputs.y0.detach().contiguous(), inputs.controls, k1, None)
         return result.ys, None if result.dense is None else result.dense.coefs, result
     return _CheckpointSolve.apply(
-        backend, plan, policy, k1, len(inputs.controls), inputs.y0, inputs.times, *inputs.controls, *externals
+        backend,
+        plan,
+        policy,
+        k1,
+        0 if inputs.step_size is None else 1,
+        len(inputs.controls),
+        inputs.y0,
+        inputs.times,
+        *([] if inputs.step_size is None else [inputs.step_size]),
+        *inputs.controls,
+        *externals,
     )

@@ -26,7 +26,7 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
     Raises:
         RuntimeError: an implicit method under ``torch.func`` transforms or forward-mode differentiation.
     """
-    y0, controls, times = inputs.y0, inputs.controls, inputs.times
+    y0, controls, times, size = inputs.y0, inputs.controls, inputs.times, inputs.step_size
 
     def field(t: Tensor, y: Tensor) -> Tensor:
         return plan.field(t, y, controls).clone()  # the field may return the same buffer every time
@@ -50,7 +50,7 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
     healthy = solved & torch.isfinite(k1).all(1)
     step = step_rule(plan)
     if not host_any(~healthy):
-        return _result(steps, *replay(plan, field, steps, y0, times, step))
+        return _result(steps, *replay(plan, field, steps, y0, times, step, size))
     with torch.no_grad():
         ys, dense = replay(plan, steady, steps, start, plan.times, step)
     ys = torch.where((solved & ~healthy)[:, None], y0, ys)  # these took no step: all their outputs are the start
@@ -59,12 +59,13 @@ def backprop_solve(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, F
     index = healthy_index(healthy)
     twin_controls = [c[index] for c in controls]
     graph, graph_dense = replay(
-        replace(plan, times=plan.times[:, index]),
+        replace(plan, times=plan.times[:, index], step_size=None if plan.step_size is None else plan.step_size[index]),
         lambda t, y: plan.field(t, y, twin_controls).clone(),
         steps.select(index),
         y0[index],
         times[:, index],
         step,
+        None if size is None else size[index],
     )
     ys = torch.where(healthy[:, None], graph, ys)
     if dense is not None and graph_dense is not None:

@@ -28,7 +28,7 @@ from fastode.program.capture import Capture, Refusal, capture_field
 from fastode.solution import Outcome, Solution, Stats
 from fastode.solve import solve_now
 from fastode.status import SolveError, Status
-from fastode.tableaus import IMPLICIT_TABLEAUS, Tableau
+from fastode.tableaus import IMPLICIT_TABLEAUS, Tableau, get_tableau
 from fastode.tracers import refuse_export
 
 _NAMES = ("auto", *(backend.name for backend in choose.PROGRAMS))
@@ -43,7 +43,7 @@ _SETTINGS = (
 def solve(field: Any, y0: Any, t: Any, **options: Any) -> Solution:
     """``fastode.solve`` while torch compiles the code around it; the same arguments."""
     refuse_export("fastode.solve")
-    if not isinstance(field, CapturedField) or options["events"] is not None or not _fits(options):
+    if not isinstance(field, CapturedField) or options["events"] is not None or not _fits(t, options):
         return _solve_outside(field, y0, t, **options)
     gradient = options["gradient"]
     max_steps = min(options["max_steps"], 2**62)  # as in make_problem: the operator takes 64 bits
@@ -78,12 +78,15 @@ def solve(field: Any, y0: Any, t: Any, **options: Any) -> Solution:
     return Solution(times, pytree.tree_unflatten(parts, spec), outcome, field.state, None, None, options["backend"])
 
 
-def _fits(options: dict[str, Any]) -> bool:
+def _fits(t: Any, options: dict[str, Any]) -> bool:
     numbers = all(isinstance(options[name], (int, float)) for name in ("rtol", "atol"))
     step = options["step_size"] is None or isinstance(options["step_size"], (int, float))
     gradient = options["gradient"] == "checkpoint" or isinstance(options["gradient"], Checkpoint)
     method = options["method"]
     explicit = isinstance(method, str) and method not in IMPLICIT_TABLEAUS
+    fixed = options["step_size"] is not None or not (explicit and get_tableau(method).is_adaptive)
+    if fixed and isinstance(t, Tensor) and t.requires_grad:
+        return False  # the steps depend on t, which the operator's gradient does not know
     plain = not options["dense"] and explicit and options["backend"] in _NAMES
     return numbers and step and gradient and plain
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastode.autograd import boundary_gradients, differentiable, replayed
+from fastode.autograd import boundary_gradients, differentiable, replayed, replayed_clock
 from fastode.backends.base import Forward, ProgramBackend
 from fastode.backends.healthy import healthy_index
 from fastode.backends.leaves import leaves_for_kernels
@@ -23,14 +23,21 @@ from fastode.status import Status
 def _replay_node(ctx: Any, sources: Sequence[Tensor]) -> Sequence[Tensor]:
     """The result of ``_ProgramSolve`` in a graph."""
     y0, times, *leaves = sources
-    program, solved = ctx.capture.program, ctx.solved
+    sizes, leaves = leaves[: ctx.n_sizes], leaves[ctx.n_sizes :]
+    solved = ctx.solved
+    ys, _ = replayed(ctx.plan, _field(ctx.capture, leaves), ctx.record, solved, y0, times, sizes)
+    return (ys if solved is None else torch.where(solved[:, None], ys, 0.0),)
+
+
+def _field(capture: Capture, leaves: Sequence[Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The program with these leaves as a function of times (n,), states (n, D) and of the samples (n,)."""
+    program = capture.program
     shared, sample = leaves[: len(program.shared)], leaves[len(program.shared) :]
 
     def field(t: Tensor, y: Tensor, index: Tensor) -> Tensor:
         return evaluate(program, t, y, shared, [leaf[index] for leaf in sample])
 
-    ys, _ = replayed(ctx.plan, field, ctx.record, solved, y0, times)
-    return (ys if solved is None else torch.where(solved[:, None], ys, 0.0),)
+    return field
 
 
 class _ProgramSolve(torch.autograd.Function):
@@ -44,10 +51,14 @@ class _ProgramSolve(torch.autograd.Function):
         capture: Capture,
         result: Forward,
         at_times: tuple[Tensor, tuple[list[Tensor], list[Tensor]]] | None,
+        n_sizes: int,
         y0: Tensor,
         times: Tensor,
-        *leaves: Tensor,
+        *sizes_and_leaves: Tensor,
     ) -> Tensor:
+        leaves = sizes_and_leaves[n_sizes:]
+        ctx.n_sizes = n_sizes
+        ctx.clock_varies = plan.controller is None and (n_sizes > 0 or times.requires_grad)
         ctx.backend, ctx.plan, ctx.capture, ctx.record = backend, plan, capture, result.record
         ctx.solved = result.status == Status.SUCCESS if result.failed else None
         if at_times is None:
@@ -56,7 +67,7 @@ class _ProgramSolve(torch.autograd.Function):
         else:
             k1, ctx.leaves_at_times = at_times
             ctx.save_for_backward(*leaves, k1, result.ys)
-        ctx.sources = (y0, times, *leaves)
+        ctx.sources = (y0, times, *sizes_and_leaves)
         ctx.set_materialize_grads(False)
         return result.ys
 
@@ -68,21 +79,42 @@ class _ProgramSolve(torch.autograd.Function):
         ys = None
         if at_times is not None:
             *leaves, k1, ys = leaves
-        plan, capture, wanted = ctx.plan, ctx.capture, ctx.needs_input_grad[7:]
+        first = 8 + ctx.n_sizes
+        plan, capture, wanted = ctx.plan, ctx.capture, ctx.needs_input_grad[first:]
         if grad_ys is None:
-            return (None,) * (7 + len(leaves))
+            return (None,) * (first + len(leaves))
+        if ctx.clock_varies:
+            return *[None] * 6, *_pull_clock(ctx, grad_ys, k1)
         n = len(capture.program.shared)
         shared, sample = leaves_for_kernels(leaves[:n], leaves[n:])
         a0, grads = ctx.backend.backward(plan, capture, ctx.record, shared, sample, wanted, solved, grad_ys)
         if k1 is None and solved is None and not plan.starts_again:
-            return None, None, None, None, None, a0.add_(grad_ys[0]), None, *grads
+            return *[None] * 6, a0.add_(grad_ys[0]), None, *grads
         lam = grad_ys if solved is None else torch.where(solved[:, None], grad_ys, 0.0)
         if solved is None:
             solved = torch.ones_like(grad_ys[0, :, 0], dtype=torch.bool)
         grad_y0, grad_times = boundary_gradients(
             plan, lambda t, y: ctx.backend.evaluate(capture, t, y, *at_times), k1, ys, lam, a0, solved
         )
-        return None, None, None, None, None, grad_y0, grad_times, *grads
+        return *[None] * 6, grad_y0, grad_times, *grads
+
+
+def _pull_clock(ctx: Any, grad_ys: Tensor, k1: Tensor) -> list[Tensor | None]:
+    """Gradients by all sources of fixed steps whose sizes they change, through a graph of all steps.
+
+    Kernels take the sizes as constants.
+    """
+    solved = torch.ones_like(k1[:, 0], dtype=torch.bool) if ctx.solved is None else ctx.solved
+    lam = torch.where(solved[:, None], grad_ys, 0.0)
+    with torch.enable_grad():
+        sources = [x.detach().requires_grad_(x.requires_grad) for x in ctx.sources]
+        y0, times, *rest = sources
+        sizes, leaves = rest[: ctx.n_sizes], rest[ctx.n_sizes :]
+        defined = solved & torch.isfinite(k1).all(1)
+        ys = replayed_clock(ctx.plan, _field(ctx.capture, leaves), ctx.record, defined, y0, times, sizes)
+        wanted = [x for x in sources if x.requires_grad]
+        found = iter(torch.autograd.grad(ys, wanted, lam, allow_unused=True))
+    return [next(found) if x.requires_grad else None for x in sources]
 
 
 def program_solve(
@@ -103,7 +135,8 @@ def program_solve(
     leaves = capture.leaves(tensors, inputs.controls, plan.batch, backend.reads_halves)
     both = (*leaves[0], *leaves[1])
     y0, times = inputs.y0, inputs.times
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (y0, times, *both)):
+    sizes = [] if inputs.step_size is None else [inputs.step_size]
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (y0, times, *sizes, *both)):
         kernel_leaves = leaves_for_kernels(*leaves)
         result = backend.forward(plan, capture, y0.contiguous(), *kernel_leaves, None, None)
         if is_checking():
@@ -111,14 +144,15 @@ def program_solve(
         return result.ys, None if result.dense is None else result.dense.coefs, result
     with torch.no_grad():
         kernel_leaves = leaves_for_kernels(*leaves)
-        k1 = torch.empty(y0.shape, dtype=y0.dtype, device=y0.device) if times.requires_grad else None
+        k1 = torch.empty(y0.shape, dtype=y0.dtype, device=y0.device) if times.requires_grad or sizes else None
         result = backend.forward(plan, capture, y0.contiguous(), *kernel_leaves, policy, k1)
     if is_checking():
         _check(backend, plan, inputs, capture, kernel_leaves, result)
     if not capture.is_plain(backend.reads_halves) and inputs.controls:
         both = _leaves_of_healthy(backend, plan, inputs, capture, tensors, result, both)
     at_times = None if k1 is None else (k1, kernel_leaves)
-    return _ProgramSolve.apply(backend, plan, capture, result, at_times, y0, times, *both), None, result
+    ys = _ProgramSolve.apply(backend, plan, capture, result, at_times, len(sizes), y0, times, *sizes, *both)
+    return ys, None, result
 
 
 def _check(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastode.controllers import IController, PIDController
 from fastode.field import FlatField, work_dtype
-from fastode.hostflags import differentiation_hidden, host_any
+from fastode.hostflags import differentiation_hidden, host_any, may_vary
 from fastode.tableaus import Tableau, get_tableau
 from fastode.tracers import check_memory
 from fastode.tree import StateSpec, flatten_state, tree_flatten
@@ -59,11 +59,20 @@ class Plan:
 
 @dataclass
 class Inputs:
-    """The differentiable inputs: y0 (B, D) in the work dtype, t (T, B) float64, leaves of the controls (B, ...)."""
+    """The differentiable inputs: y0 (B, D) in the work dtype, t (T, B) float64, leaves of the controls (B, ...).
+
+    Attributes:
+        step_size: (B,) float64, that of fixed steps where a derivative by it may be wanted, else None.
+    """
 
     y0: Tensor
     times: Tensor
     controls: list[Tensor]
+    step_size: Tensor | None = None
+
+    def clock_varies(self, plan: Plan) -> bool:
+        """Whether a derivative may be wanted by what the sizes of fixed steps are made of."""
+        return plan.controller is None and (self.step_size is not None or may_vary(self.times))
 
 
 def check_times(t: Any, batch: int, device: torch.device) -> Tensor:
@@ -278,4 +287,7 @@ def make_problem(
         max_steps=min(max_steps, 2**62),  # kernels count in 64 bits
         dense=dense,
     )
-    return plan, Inputs(flat if flat.dtype is work else flat.to(work), times, parts)
+    varying: Tensor | None = None
+    if isinstance(step_size, Tensor) and may_vary(step_size) and (torch.is_grad_enabled() or differentiation_hidden()):
+        varying = step_size.to(spec.device, torch.float64).expand(batch)
+    return plan, Inputs(flat if flat.dtype is work else flat.to(work), times, parts, varying)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS, PIDController, power
+from fastode.fixed_clock import fixed_clock
 from fastode.hostflags import host_any, host_flags, may_vary
 from fastode.interpolant import basis
 from fastode.problem import Plan
@@ -279,14 +280,27 @@ StepRule = Callable[[Tableau, Field, Tensor, Tensor, Tensor, Tensor], tuple[Tens
 """What ``rk_step`` is."""
 
 
+def shifted(field: Field, start: Tensor, end: Tensor, y: Tensor) -> Tensor:
+    """The state y (B, D) carried from times to the same times (B,), with its derivatives by both, exact to the fourth.
+
+    A step of size zero by a method of order 4.
+    """
+    return rk_step(_SHIFT, field, start, end - start, y, field(start, y))[0]
+
+
 def replay(
-    plan: Plan, field: Field, steps: Steps, y0: Tensor, times: Tensor, step: StepRule = rk_step
+    plan: Plan,
+    field: Field,
+    steps: Steps,
+    y0: Tensor,
+    times: Tensor,
+    step: StepRule = rk_step,
+    step_size: Tensor | None = None,
 ) -> tuple[Tensor, DenseOutput | None]:
     """Walks the accepted steps; differentiable in y0, times and whatever the field depends on.
 
-    The derivative by an output time is the field there, that by the start time minus the field at the start, carried
-    along; step sizes are constants. Derivatives by times come from steps of size zero by a method of order 4, and are
-    exact to the fourth.
+    Sizes of adaptive steps are constants: the derivative by an output time is the field there, that by the start time
+    minus the field at the start, carried along. Those of fixed steps are functions of the times and of the step size.
 
     Args:
         plan: the solve.
@@ -295,6 +309,7 @@ def replay(
         y0: (B, D).
         times: (T, B) float64, the output times with their graph.
         step: how a step is taken.
+        step_size: (B,) float64, the size of fixed steps with its graph; None where it has none.
 
     Returns:
         ys (T, B, D), NaN beyond the time that a sample reached, and the dense output if the plan asks for it.
@@ -302,33 +317,52 @@ def replay(
     tableau, known = plan.tableau, plan.times
     direction = torch.sign(known[-1] - known[0])
     y, k1 = y0, field(known[0], y0)
-    times_vary = may_vary(times)
-    if times_vary:
-        y, _ = rk_step(_SHIFT, field, times[0], known[0] - times[0], y0, field(times[0], y0))
+    vary = may_vary(times) or (step_size is not None and may_vary(step_size))
+    clock = None
+    if vary and plan.controller is None:
+        clock = fixed_clock(plan, steps.t, steps.t_next, steps.h, times, step_size)
+        k1 = field(times[0], y0)
+    elif vary:
+        y = shifted(field, times[0], known[0], y0)
         k1 = field(known[0], y)
     outputs = [y0] + [torch.where((t == known[0])[:, None], y, torch.nan) for t in known[1:]]  # NaN: not reached yet
+    if clock is not None:
+        for e in range(1, len(known)):
+            repeated = known[e] == known[0]
+            if host_any(repeated):
+                at_start = shifted(field, times[0], torch.where(repeated, times[e], times[0]), y0)
+                outputs[e] = torch.where(repeated[:, None], at_start, outputs[e])
     polynomials: list[Tensor] = []
     for j in range(steps.n):
         t, t_next, h, active = steps.t[j], steps.t_next[j], steps.h[j], steps.active(j)
-        y1, stages = step(tableau, field, t, h, y, k1)
+        start, size = (t, h) if clock is None else (clock.start[j], clock.size[j])
+        y1, stages = step(tableau, field, start, size, y, k1)
         y1 = torch.where(active[:, None], y1, y)
         inside = active & (direction * (known - t) > 0) & (direction * (t_next - known) >= 0)
         needed = [e for e, flag in enumerate(host_flags(inside)) if flag]
         if plan.dense or any(host_flags(inside & (known != t_next))):
-            coefs = polynomial(tableau, h, y, stages)
+            coefs = polynomial(tableau, size, y, stages)
         for e in needed:
             value = y1
             between = inside[e] & (known[e] != t_next)
+            if clock is not None:
+                apart = inside[e] & ~between & (clock.end_is[j] != e)  # at a step's end, which moves in another way
+                if host_any(apart):
+                    there = torch.where(apart, times[e], clock.end[j])
+                    value = torch.where(apart[:, None], shifted(field, clock.end[j], there, y1), y1)
             if host_any(between):
-                theta = torch.where(between, (known[e] - t) / h, 1.0)
-                value = torch.where(between[:, None], evaluate(coefs, theta), y1)
+                when = known[e] if clock is None else times[e]
+                theta = torch.where(between, (when - start) / torch.where(between, size, 1.0), 1.0)
+                value = torch.where(between[:, None], evaluate(coefs, theta), value)
             outputs[e] = torch.where(inside[e][:, None], value, outputs[e])
         if plan.dense:
             polynomials.append(coefs)
         y, k1 = y1, torch.where(active[:, None], stages[-1], k1)
-    if times_vary:
+    if vary and clock is None:
         for e, value in enumerate(outputs[1:], start=1):
-            outputs[e], _ = rk_step(_SHIFT, field, known[e], times[e] - known[e], value, field(known[e], value))
+            outputs[e] = shifted(field, known[e], times[e], value)
+    if clock is not None:
+        steps = replace(steps, t=clock.start, h=clock.size)
     return torch.stack(outputs), dense_output(plan, steps, polynomials, y0) if plan.dense else None
 
 

@@ -163,6 +163,8 @@ def _with_events(
 ) -> Solution:
     if differentiation_hidden():
         raise RuntimeError("events do not run under torch.func transforms or forward-mode differentiation")
+    if inputs.step_size is not None:
+        raise ValueError("events have no derivative by step_size; detach it")
     spec = plan.field.state
     ran: list[Forward] = []
 

@@ -91,13 +91,19 @@ class FieldVjp:
         Raises:
             RuntimeError: the value depends on a tensor with gradient that was not found when the solve began.
         """
-        wanted = [y, *self.wanted(rows)]
+        return self.pull_by(value, [y], rows, g)
+
+    def pull_by(
+        self, value: Tensor, sources: Sequence[Tensor], rows: Sequence[Tensor], g: Tensor | None
+    ) -> list[Tensor | None]:
+        """As ``pull``, by other leaves in the place of the state."""
+        wanted = [*sources, *self.wanted(rows)]
         if not value.requires_grad:
             return [None] * len(wanted)
         kept = self.check(value, wanted)
-        sources = wanted if not kept else [*wanted, *(self._externals[i] for i in kept)]
+        by = wanted if not kept else [*wanted, *(self._externals[i] for i in kept)]
         # The graph of what the field keeps belongs to several values: it must not be freed with the first.
-        grads = list(torch.autograd.grad(value, sources, g, allow_unused=True, retain_graph=True))
+        grads = list(torch.autograd.grad(value, by, g, allow_unused=True, retain_graph=True))
         for i, grad in zip(kept, grads[len(wanted) :], strict=True):
             place = len(wanted) - len(self._externals) + i
             old = grads[place]
@@ -145,7 +151,8 @@ class FieldVjp:
         kept = sorted(reached)
         if need_stand_ins([self._externals[i] for i in kept]):
             raise RuntimeError(
-                "the field keeps what it has computed from a tensor with hooks, or from tensors that are computed from "
-                "each other, so that their gradients cannot be told apart: use gradient='backprop'"
+                "the field reads a tensor with hooks, or tensors that are computed from each other, inside of an "
+                "autograd.Function, or keeps what it has computed from them, so that their gradients cannot be told "
+                "apart: use gradient='backprop'"
             )
         return kept

@@ -69,7 +69,7 @@ def may_differentiate(inputs: Inputs, tensors: Sequence[Tensor]) -> bool:
     """Whether a gradient of the solve may be asked for."""
     if not torch.is_grad_enabled():
         return False
-    if inputs.y0.requires_grad or inputs.times.requires_grad:
+    if inputs.y0.requires_grad or inputs.times.requires_grad or inputs.step_size is not None:
         return True
     return any(t.requires_grad for t in (*inputs.controls, *tensors))
 
