@@ -198,12 +198,10 @@ def replayed_clock(
     times: Tensor,
     sizes: Sequence[Tensor],
 ) -> Tensor:
-    """The outputs (T, B, D) of fixed steps whose sizes vary, in a graph; as ``replayed``.
+    """The outputs (T, B, D) of fixed steps whose sizes vary, in a graph; arguments as those of ``replayed``.
 
-    Args:
-        plan, field, record, y0, times, sizes: as there.
-        defined: (B,) bool, samples that succeeded and whose field is finite. The outputs of the others are their start:
-            of failed ones no gradient is asked for, and without a step a sample succeeds with any field.
+    ``defined`` (B,) are the samples that succeeded and whose field is finite. The outputs of the others are their
+    start: of failed ones no gradient is asked for, and without a step a sample succeeds with any field.
     """
     still = y0.expand(len(times), *y0.shape)
     if not bool(defined.any()):

@@ -47,10 +47,10 @@ def execute(
         plan.field.controls_vary = [c.requires_grad for c in inputs.controls]
     if gradient == "backprop":
         return backprop_solve(plan, inputs)
-    if gradient != "backprop" and plan.dense and inputs.clock_varies(plan) and torch.is_grad_enabled():
+    if plan.dense and inputs.clock_varies(plan) and torch.is_grad_enabled():
         raise ValueError(
-            "dense=True with fixed steps does not go with derivatives by t or step_size, on which the steps depend; use "
-            "gradient='backprop', or detach them"
+            "dense=True with fixed steps does not go with derivatives by t or step_size, on which the steps depend: "
+            "use gradient='backprop', or detach them"
         )
     if gradient == "adjoint":
         if inputs.step_size is not None:

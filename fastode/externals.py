@@ -73,7 +73,7 @@ class Externals:
     def __init__(self, tensors: Sequence[Tensor], field: Callable[..., Any]) -> None:
         self._tensors = tensors
         self._versions = [t._version for t in tensors]
-        self._slots = [
+        self._slots: list[tuple[dict[str, Any], str, Any]] = [
             (slots, name, tensor)
             for module in _modules(field)
             if not isinstance(module, torch.jit.ScriptModule)  # those hold them elsewhere
@@ -87,14 +87,15 @@ class Externals:
 
         ``torch.func.functional_call`` puts others there for the time of a call, and a backward pass comes later.
         """
-        moved = [(slots, name, slots.get(name), then) for slots, name, then in self._slots if slots.get(name) is not then]
-        for slots, name, _, then in moved:
+        moved = [(slots, name, then) for slots, name, then in self._slots if slots.get(name) is not then]
+        now = [slots.get(name) for slots, name, _ in moved]
+        for slots, name, then in moved:
             slots[name] = then
         try:
             yield
         finally:
-            for slots, name, now, _ in moved:
-                slots[name] = now
+            for (slots, name, _), tensor in zip(moved, now, strict=True):
+                slots[name] = tensor
 
     def unchanged(self) -> Sequence[Tensor]:
         """The tensors; RuntimeError if one of them has been modified in place since."""

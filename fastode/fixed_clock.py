@@ -37,7 +37,9 @@ def fixed_clock(
 
     Args:
         plan: a solve with fixed steps.
-        t, t_next, h: (N, B) float64, start, end and signed size of each step.
+        t: (N, B) float64, start of each step.
+        t_next: (N, B) float64, its end.
+        h: (N, B) float64, its signed size.
         times: (T, B) float64, the output times with their graph.
         step_size: (B,) float64 with its graph; None where it has none.
     """

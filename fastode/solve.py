@@ -74,7 +74,9 @@ def solve(
             that keeps fewer states; ``"backprop"``, automatic differentiation through the accepted steps, to any order
             and under ``torch.func`` transforms, in memory proportional to all stages; ``"adjoint"``, the continuous
             adjoint solved backward in time, in constant memory and to the accuracy of the tolerance.
-            Gradients reach y0, controls, t, and every tensor the field owns or closes over; step sizes are constants.
+            Gradients reach y0, controls, t, and every tensor the field owns or closes over. Adaptive step sizes are
+            constants; fixed steps depend on t and step_size, and a gradient by these takes the memory of
+            ``"backprop"`` (with ``"adjoint"``, t alone, to the accuracy of the steps).
         backend: ``"auto"`` or the name of a backend. A sample gets the same bits in every batch on those that execute
             programs; ``"stepped"`` calls the field, and torch's products depend on the size of the batch.
         max_steps: limit on the attempted steps of each sample.
@@ -89,8 +91,9 @@ def solve(
 
     Raises:
         TypeError: an argument, or the field's value, of the wrong type, structure or dtype.
-        ValueError: wrong shapes, times that are not finite or not monotone, values out of range, mixed devices.
-        RuntimeError: the backend asked for cannot run this solve.
+        ValueError: wrong shapes, times that are not finite or not monotone, values out of range, mixed devices, tensors
+            that require a gradient that does not exist.
+        RuntimeError: the backend asked for cannot run this solve; or it is traced (``torch.jit.trace``, ``make_fx``).
         SolveError: a sample failed and ``on_failure="raise"``.
     """
     now = solve_now

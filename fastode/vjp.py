@@ -103,7 +103,7 @@ class FieldVjp:
         kept = self.check(value, wanted)
         by = wanted if not kept else [*wanted, *(self._externals[i] for i in kept)]
         # The graph of what the field keeps belongs to several values: it must not be freed with the first.
-        grads = list(torch.autograd.grad(value, by, g, allow_unused=True, retain_graph=True))
+        grads: list[Tensor | None] = list(torch.autograd.grad(value, by, g, allow_unused=True, retain_graph=True))
         for i, grad in zip(kept, grads[len(wanted) :], strict=True):
             place = len(wanted) - len(self._externals) + i
             old = grads[place]

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.gradient_tools import MODES, random
 from torch import Tensor, nn
 
 import fastode
 from fastode import solve
+from tests.gradient_tools import MODES, random
 
 F64 = torch.float64
 A = torch.tensor([[-0.3, 1.0, 0.2], [-1.0, -0.1, 0.4], [0.3, 0.2, -0.5]], dtype=F64)

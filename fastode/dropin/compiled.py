@@ -20,7 +20,6 @@ def outside_of_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     Inside of ``torch.jit.trace``, ``torch.export`` and ``make_fx`` it raises RuntimeError.
     """
-
     name = f"fastode.{function.__name__}"
 
     @functools.wraps(function)

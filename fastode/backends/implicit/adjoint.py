@@ -325,13 +325,15 @@ class ImplicitAdjoint:
             else:
                 for i in solved:
                     along, later = torch.autograd.grad(
-                        first, [start, clock], solved[i], create_graph=True, allow_unused=True, materialize_grads=True
+                        first, [start, clock], solved[i], create_graph=True, allow_unused=True
                     )
-                    loss = loss + (along * (size * slopes[i])).sum()
-                    loss = loss + (later * (float(tableau.d[i]) * size[:, 0])).sum()
-            found = self.vjp.pull(loss, start, rows, None)
-        self._accumulate(found[1:], n)
-        return [*pulled.values()] + ([] if found[0] is None else [found[0]])
+                    if along is not None:
+                        loss = loss + (along * (size * slopes[i])).sum()
+                    if later is not None:
+                        loss = loss + (later * (float(tableau.d[i]) * size[:, 0])).sum()
+            by_start, _, *found = self.vjp.pull_by(loss, [start, clock], rows, None)
+        self._accumulate(found, n)
+        return [*pulled.values()] + ([] if by_start is None else [by_start])
 
     def _accumulate(self, grads: Sequence[Tensor | None], n: int) -> None:
         """Adds gradients by wanted controls (n rows) and externals, in the order of the walk."""
