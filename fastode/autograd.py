@@ -21,6 +21,7 @@ from fastode.backends.steps import steps_of
 from fastode.batched_grads import one_by_one
 from fastode.checkpoint import Checkpoint
 from fastode.externals import Externals, owned_tensors, watch
+from fastode.fixed_clock import fixed_clock
 from fastode.problem import Inputs, Plan
 from fastode.reference import integrate, replay
 from fastode.solution import DenseOutput
@@ -197,17 +198,17 @@ def replayed_clock(
     y0: Tensor,
     times: Tensor,
     sizes: Sequence[Tensor],
-) -> Tensor:
-    """The outputs (T, B, D) of fixed steps whose sizes vary, in a graph; arguments as those of ``replayed``.
+) -> tuple[Tensor, DenseOutput | None]:
+    """As ``replayed``, of fixed steps whose sizes vary.
 
     ``defined`` (B,) are the samples that succeeded and whose field is finite. The outputs of the others are their
     start: of failed ones no gradient is asked for, and without a step a sample succeeds with any field.
     """
     still = y0.expand(len(times), *y0.shape)
     if not bool(defined.any()):
-        return still
-    ys, _ = replayed(plan, field, record, defined, y0, times, sizes)
-    return torch.where(defined[:, None], ys, still)
+        return still, None
+    ys, dense = replayed(plan, field, record, defined, y0, times, sizes)
+    return torch.where(defined[:, None], ys, still), dense
 
 
 class _OnceOnly(torch.autograd.Function):
@@ -238,12 +239,15 @@ def _replay_node(ctx: Any, sources: Sequence[Tensor]) -> Sequence[Tensor | None]
     with ctx.externals.in_place():
         ys, dense = replayed(ctx.plan, field, ctx.record, solved, y0, times, sizes)
     ys = torch.where(solved[:, None], ys, 0.0)
-    if dense is None or ctx.rows is None:
-        return ys, None, None
-    taken = torch.arange(ctx.rows.shape[0], device=ys.device)[:, None] < ctx.n_accepted
-    taken = taken & solved
-    coefs = torch.zeros_like(dense.coefs[:1]).expand(ctx.n_rows, *dense.coefs.shape[1:])
-    return ys, coefs.index_put((ctx.rows[taken],), dense.coefs[taken.flatten()]), None
+    return ys, None if dense is None else _in_rows(ctx, dense.coefs, solved), None
+
+
+def _in_rows(ctx: Any, coefs: Tensor, which: Tensor) -> Tensor:
+    """Coefficients of a replay in the order of those of the backend; zero but for some samples (B,) bool."""
+    taken = torch.arange(ctx.rows.shape[0], device=which.device)[:, None] < ctx.n_accepted
+    taken = taken & which
+    blank = torch.zeros_like(coefs[:1]).expand(ctx.n_rows, *coefs.shape[1:])
+    return blank.index_put((ctx.rows[taken],), coefs[taken.flatten()])
 
 
 class _CheckpointSolve(torch.autograd.Function):
@@ -289,7 +293,7 @@ class _CheckpointSolve(torch.autograd.Function):
         external_wanted = [t for t, flag in zip(externals, needed[ctx.n_controls :], strict=True) if flag]
         vjp = FieldVjp(plan.field, controls_needed, external_wanted)
         if ctx.clock_varies:
-            y0_and_clock, grads_of_rest = _pull_clock(ctx, vjp, controls, lam, k1)
+            y0_and_clock, grads_of_rest = _pull_clock(ctx, vjp, controls, lam, grad_coefs, k1)
             rest = iter(grads_of_rest)
             return *[None] * 6, *y0_and_clock, *[next(rest) if flag else None for flag in needed]
         with ctx.externals.in_place():
@@ -303,7 +307,7 @@ class _CheckpointSolve(torch.autograd.Function):
 
 
 def _pull_clock(
-    ctx: Any, vjp: FieldVjp, controls: Sequence[Tensor], lam: Tensor, k1: Tensor
+    ctx: Any, vjp: FieldVjp, controls: Sequence[Tensor], lam: Tensor, grad_coefs: Tensor | None, k1: Tensor
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Gradients by y0, times and step size of fixed steps, and by what the vjp wants: through a graph of all steps.
 
@@ -319,8 +323,11 @@ def _pull_clock(
 
         with ctx.externals.in_place():
             defined = ctx.solved & torch.isfinite(k1).all(1)
-            ys = replayed_clock(ctx.plan, field, ctx.record, defined, sources[0], sources[1], sources[2:])
-            grads = vjp.pull_by((ys * lam).sum(), sources, rows, None)
+            ys, dense = replayed_clock(ctx.plan, field, ctx.record, defined, sources[0], sources[1], sources[2:])
+            loss = (ys * lam).sum()
+            if dense is not None and grad_coefs is not None:
+                loss = loss + (_in_rows(ctx, dense.coefs, defined) * grad_coefs).sum()
+            grads = vjp.pull_by(loss, sources, rows, None)
     return grads[: len(sources)], grads[len(sources) :]
 
 
@@ -397,7 +404,7 @@ def checkpoint_solve(
         with torch.no_grad():
             result = backend.forward(plan, inputs.y0.detach().contiguous(), inputs.controls, k1, None)
         return result.ys, None if result.dense is None else result.dense.coefs, result
-    return _CheckpointSolve.apply(
+    ys, coefs, result = _CheckpointSolve.apply(
         backend,
         plan,
         policy,
@@ -410,3 +417,9 @@ def checkpoint_solve(
         *inputs.controls,
         *externals,
     )
+    dense = result.dense
+    if dense is not None and inputs.clock_varies(plan):
+        t_next = torch.cat([dense.start[1:], dense.reached[None]])[: len(dense.start)]
+        clock = fixed_clock(plan, dense.start, t_next, dense.size, inputs.times, inputs.step_size)
+        result.dense = replace(dense, start=clock.start, size=clock.size)
+    return ys, coefs, result

@@ -40,18 +40,13 @@ def execute(
     """Solves a plan: ys (T, B, D) and the dense coefficients with their graph, and the rest.
 
     Raises:
-        ValueError: derivatives by the times or the step size of fixed steps that a gradient mode does not have.
+        ValueError: a derivative by the step size that a gradient mode does not have.
         RuntimeError: the backend cannot run this plan, or a transform is active that the gradient mode does not know.
     """
     if torch.is_grad_enabled() and not differentiation_hidden():
         plan.field.controls_vary = [c.requires_grad for c in inputs.controls]
     if gradient == "backprop":
         return backprop_solve(plan, inputs)
-    if plan.dense and inputs.clock_varies(plan) and torch.is_grad_enabled():
-        raise ValueError(
-            "dense=True with fixed steps does not go with derivatives by t or step_size, on which the steps depend: "
-            "use gradient='backprop', or detach them"
-        )
     if gradient == "adjoint":
         if inputs.step_size is not None:
             raise ValueError("gradient='adjoint' has no derivative by step_size; use another, or detach step_size")

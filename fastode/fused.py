@@ -111,7 +111,7 @@ def _pull_clock(ctx: Any, grad_ys: Tensor, k1: Tensor) -> list[Tensor | None]:
         y0, times, *rest = sources
         sizes, leaves = rest[: ctx.n_sizes], rest[ctx.n_sizes :]
         defined = solved & torch.isfinite(k1).all(1)
-        ys = replayed_clock(ctx.plan, _field(ctx.capture, leaves), ctx.record, defined, y0, times, sizes)
+        ys, _ = replayed_clock(ctx.plan, _field(ctx.capture, leaves), ctx.record, defined, y0, times, sizes)
         wanted = [x for x in sources if x.requires_grad]
         found = iter(torch.autograd.grad(ys, wanted, lam, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in sources]

@@ -100,7 +100,13 @@ class FieldVjp:
         wanted = [*sources, *self.wanted(rows)]
         if not value.requires_grad:
             return [None] * len(wanted)
-        kept = self.check(value, wanted)
+        return self.pull_checked(value, sources, rows, g, self.check(value, wanted))
+
+    def pull_checked(
+        self, value: Tensor, sources: Sequence[Tensor], rows: Sequence[Tensor], g: Tensor | None, kept: list[int]
+    ) -> list[Tensor | None]:
+        """As ``pull_by``, of a value for which ``check`` has returned ``kept``."""
+        wanted = [*sources, *self.wanted(rows)]
         by = wanted if not kept else [*wanted, *(self._externals[i] for i in kept)]
         # The graph of what the field keeps belongs to several values: it must not be freed with the first.
         grads: list[Tensor | None] = list(torch.autograd.grad(value, by, g, allow_unused=True, retain_graph=True))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastode
 from fastode import solve
-from tests.gradient_tools import MODES, random
+from tests.gradient_tools import FIELD_MODES, MODES, random
 
 F64 = torch.float64
 A = torch.tensor([[-0.3, 1.0, 0.2], [-1.0, -0.1, 0.4], [0.3, 0.2, -0.5]], dtype=F64)
@@ -150,10 +150,14 @@ def test_failed_samples_have_no_gradient(backend: str) -> None:
     assert torch.equal(got[:, 1], torch.zeros(3, dtype=F64))
 
 
-def test_dense_output_of_fixed_steps() -> None:
+@pytest.mark.parametrize(("gradient", "backend"), FIELD_MODES)
+@pytest.mark.parametrize("step_size", [0.3, None])
+def test_dense_output_of_fixed_steps(step_size: float | None, gradient: str, backend: str) -> None:
+    options: Any = {"method": "heun3", "dense": True, "gradient": gradient, "backend": backend}
+
     def at(t: Tensor) -> Tensor:
-        sol = solve(field, Y0, t, method="euler", step_size=0.3, dense=True, gradient="backprop")
-        return sol.interpolate(0.65).sin().sum()
+        sol = solve(field, Y0, t, step_size=step_size, **options)
+        return sol.interpolate(torch.tensor([0.65, 0.35])).sin().sum()
 
     check(at, COMMON[[0, 1, 3]])
 
@@ -163,8 +167,6 @@ Y0 = torch.tensor([[1.0, 0.5, -0.2], [0.3, -0.2, 0.8]], dtype=F64)
 
 def test_what_has_no_derivative_says_so() -> None:
     t, h = COMMON[[0, 3]].clone().requires_grad_(), torch.tensor(0.2, dtype=F64, requires_grad=True)
-    with pytest.raises(ValueError, match="dense=True with fixed steps"):
-        solve(field, Y0, t, method="euler", dense=True)
     with pytest.raises(ValueError, match="no derivative by step_size"):
         solve(field, Y0, [0.0, 1.0], step_size=h, gradient="adjoint")
     with pytest.raises(ValueError, match="no derivative by step_size"):

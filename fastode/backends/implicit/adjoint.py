@@ -212,13 +212,14 @@ class ImplicitAdjoint:
             p = p + term
         return p
 
-    def _check_start(self, j: int, value: Tensor, y: Tensor, h: Tensor, known: list[Tensor]) -> None:
-        if value.requires_grad:
-            self.vjp.check(value, [y, *known])
+    def _check_start(self, j: int, value: Tensor, y: Tensor, h: Tensor, known: list[Tensor]) -> list[int]:
+        """As ``FieldVjp.check``; and the value is that of the forward pass."""
+        kept = self.vjp.check(value, [y, *known]) if value.requires_grad else []
         if j == 0:
             own = ~self.twins[: y.shape[0]]
             k1 = self.record.k1[self.lanes[: y.shape[0]]]
             check_repeatable(value[own], k1[own], y[own], h[own], self.plan.field)
+        return kept
 
     def _weights(self, i: int, p: Tensor, inner: list[Tensor]) -> tuple[list[float], list[Tensor]]:
         """Coefficients and terms of b_i p + sum_e b_i(theta_e) lambda_e."""
@@ -283,7 +284,7 @@ class ImplicitAdjoint:
         start = y.detach().requires_grad_()
         clock = t.to(y.dtype, copy=True).requires_grad_()
         first = self.vjp(clock, start, rows)
-        self._check_start(j, first, start, h, [clock, *self.vjp.wanted(rows)])
+        kept = self._check_start(j, first, start, h, [clock, *self.vjp.wanted(rows)])
         by_rows = width <= tableau.n_stages  # as many pull-backs with a graph as components, or as stages
         with torch.enable_grad():
             jac, dfdt = pull_rows(first, [start, clock], create_graph=by_rows)
@@ -325,13 +326,11 @@ class ImplicitAdjoint:
             else:
                 for i in solved:
                     along, later = torch.autograd.grad(
-                        first, [start, clock], solved[i], create_graph=True, allow_unused=True
+                        first, [start, clock], solved[i], create_graph=True, allow_unused=True, materialize_grads=True
                     )
-                    if along is not None:
-                        loss = loss + (along * (size * slopes[i])).sum()
-                    if later is not None:
-                        loss = loss + (later * (float(tableau.d[i]) * size[:, 0])).sum()
-            by_start, _, *found = self.vjp.pull_by(loss, [start, clock], rows, None)
+                    loss = loss + (along * (size * slopes[i])).sum()
+                    loss = loss + (later * (float(tableau.d[i]) * size[:, 0])).sum()
+            by_start, *found = self.vjp.pull_checked(loss, [start], rows, None, kept)
         self._accumulate(found, n)
         return [*pulled.values()] + ([] if by_start is None else [by_start])
 
