@@ -54,11 +54,14 @@ def check_memory(tensor: Tensor, name: str) -> None:
     Raises:
         TypeError: a subclass that computes in its own way (fake, distributed, quantized tensors), or another layout
             than strided.
-        ValueError: the device is ``meta``.
     """
     if type(tensor).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
         raise TypeError(f"{name} must be a torch.Tensor whose numbers lie in memory, got a {type(tensor).__name__}")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} must be dense, got a tensor of layout {tensor.layout}; {name}.to_dense() is")
+
+
+def check_device(tensor: Tensor, name: str) -> None:
+    """Raises ValueError for a tensor on the device ``meta``."""
     if tensor.is_meta:
         raise ValueError(f"{name} must hold numbers, got a tensor on device meta")

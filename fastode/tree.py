@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fastode.tracers import check_memory
+from fastode.tracers import check_device, check_memory
 
 LEAF = pytree.tree_flatten(0)[1]
 """The structure of a tree that is one leaf."""
@@ -152,6 +152,7 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
     """
     if isinstance(y0, Tensor) and y0.ndim == 2 and y0.dtype in STATE_DTYPES:  # the common case
         check_memory(y0, "y0")
+        check_device(y0, "y0")
         return y0.resolve_neg(), _rows(y0.shape[1], y0.dtype, y0.device)
     parts, treespec = tree_flatten(y0)
     if not parts:
@@ -174,5 +175,6 @@ def flatten_state(y0: Any) -> tuple[Tensor, StateSpec]:
             raise ValueError(
                 f"all tensors of y0 must share the batch dimension, got {first.shape[0]} and {part.shape[0]}"
             )
+    check_device(first, "y0")
     spec = _spec(treespec, tuple(p.shape[1:] for p in parts), first.dtype, first.device)
     return spec.flatten(y0, "y0", first.shape[0]).resolve_neg(), spec

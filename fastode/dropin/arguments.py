@@ -15,7 +15,7 @@ from torch import Tensor
 from fastode.dropin.functions import CALLBACKS, SolverEvent, SolverFunction, flatten, no_callback, separate, unflatten
 from fastode.dropin.methods import OWN, SOLVERS, known_options
 from fastode.dropin.norms import mixed_norm, rms_norm
-from fastode.tracers import check_memory
+from fastode.tracers import check_device, check_memory
 
 STEP_CONTROLS = ("auto", "batch", "per_sample")
 
@@ -208,6 +208,7 @@ def check(
             tolerances_of_parts(name, tol, shapes)
     for part in (y0,) if shapes is None else y0:
         check_memory(part, "y0")
+        check_device(part, "y0")
         if not (part.is_floating_point() or part.is_complex()):
             raise TypeError(f"`y0` must be a floating point or complex Tensor but is a {part.type()}")
         if part.layout is not torch.strided:
