@@ -43,9 +43,8 @@ def execute(
         ValueError: a derivative by the step size that a gradient mode does not have.
         RuntimeError: the backend cannot run this plan, or a transform is active that the gradient mode does not know.
     """
-    if torch.is_grad_enabled() and not differentiation_hidden():
-        plan.field.controls_vary = [c.requires_grad for c in inputs.controls]
     if gradient == "backprop":
+        _make_graphs(plan, inputs)
         return backprop_solve(plan, inputs)
     if gradient == "adjoint":
         if inputs.step_size is not None:
@@ -53,15 +52,23 @@ def execute(
         _forbid_transforms("adjoint")
         choice = choose(backend, plan, inputs, programs=False)
         assert choice.fields is not None
+        _make_graphs(plan, inputs)
         return _by(choice, adjoint_solve(choice.fields, plan, inputs))
     policy = gradient.within(plan.max_steps) if isinstance(gradient, Checkpoint) else _EVERY_STEP
     _forbid_transforms("checkpoint")
     choice = choose(backend, plan, inputs)
     if choice.fields is not None:
+        _make_graphs(plan, inputs)
         return _by(choice, checkpoint_solve(choice.fields, plan, inputs, policy))
     assert choice.programs is not None
     assert choice.capture is not None
     return _by(choice, program_solve(choice.programs, plan, inputs, choice.capture, choice.tensors, policy))
+
+
+def _make_graphs(plan: Plan, inputs: Inputs) -> None:
+    """From now on evaluations make their graphs, where a gradient may be asked for; not while programs are recorded."""
+    if torch.is_grad_enabled() and not differentiation_hidden():
+        plan.field.controls_vary = [c.requires_grad for c in inputs.controls]
 
 
 def _by(choice: Choice, solved: tuple[Tensor, Tensor | None, Forward]) -> tuple[Tensor, Tensor | None, Forward]:
