@@ -144,6 +144,8 @@ def train(context: click.Context, resume: str | None, **options: Any) -> None:
         result = run(config, resume=resume is not None)
     except (DataError, FileNotFoundError, FileExistsError, ValueError, MisconfigurationException, SolveError) as error:
         raise click.ClickException(str(error)) from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        raise click.ClickException(_system_error(error, config)) from error
     except (KeyboardInterrupt, SystemExit) as error:
         click.echo("\ninterrupted; go on after the last completed epoch with --resume", err=True)
         raise SystemExit(130) from error
@@ -151,6 +153,19 @@ def train(context: click.Context, resume: str | None, **options: Any) -> None:
         click.echo(f"\n{report.table(result)}\n\nfiles:")
         for file in result["files"]:
             click.echo(f"  {file}")
+
+
+def _system_error(error: Exception, config: TrainConfig) -> str:
+    """In one line what disk or memory refused; other errors of a run are raised as they are."""
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+        return f"not enough memory: {text}; try a smaller --batch-size, --width or --hidden"
+    if isinstance(error, OSError):
+        where = error.filename or config.out or "the folder of the run"
+        return f"cannot read or write {where}: {error.strerror or text}"
+    if "PytorchStreamWriter" in text or "unexpected pos" in text or "inline_container" in text:
+        return f"cannot write a checkpoint into {config.out or 'the folder of the run'}: is the disk full? ({text})"
+    raise error
 
 
 def _settings(context: click.Context, resume: str | None, options: dict[str, Any]) -> TrainConfig:

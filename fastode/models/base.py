@@ -1,6 +1,7 @@
 """What the image models have in common: their outputs, their input checks, saving and loading."""
 
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,13 @@ def build(description: Mapping[str, Any]) -> ImageModel:
     return ImageModel.registry[name](**description["config"])
 
 
+def why_unreadable(error: Exception) -> str:
+    """Why ``torch.load(..., weights_only=True)`` failed, in one line and without its advice to run what a file says."""
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        return "it holds something else than tensors and plain data, and nothing in it was run"
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def load_model(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> ImageModel:
     """`ImageModel.load` for a model of any kind."""
     file = Path(path)
@@ -159,8 +167,7 @@ def load_model(path: str | os.PathLike[str], map_location: str | torch.device = 
     try:
         content = torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # torch.load raises many types; all mean that this is not a file of ours
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{file} is damaged or not a fastode model: {reason}") from error
+        raise ValueError(f"{file} is damaged or not a fastode model: {why_unreadable(error)}") from None
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if weights is None:
         raise ValueError(f"{file} is not a fastode model: it holds no state_dict")
@@ -169,7 +176,10 @@ def load_model(path: str | os.PathLike[str], map_location: str | torch.device = 
         weights = {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
     try:
         model = build(content)
+        dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
+        if len(dtypes) == 1:
+            model.to(*dtypes)
         model.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{file} is not a fastode model of this version: {error}") from error
     return model.to(map_location).eval()

@@ -1,9 +1,12 @@
 """Everything that a training run is made from, as plain data that goes into its folder and its checkpoints."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fastode.models import VAE, AutoencODE, Autoencoder, ImageModel
 
@@ -66,6 +69,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be between 0 and 2^32 - 1, got {self.seed}")
+        if not re.fullmatch(r"auto|-1|\d+(,\d+)*,?", str(self.devices)):
+            raise ValueError(f"devices must be 'auto', a number such as 2, or a list such as 0,1; got {self.devices!r}")
         for name in ("lr", "rtol", "atol", "horizon"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -107,7 +114,39 @@ class TrainConfig:
 
 
 def build_model(config: TrainConfig, image_shape: tuple[int, int, int]) -> ImageModel:
-    """The untrained model that ``config`` asks for, for images of shape (channels, height, width)."""
+    """The untrained model that ``config`` asks for, for images of shape (channels, height, width).
+
+    Raises:
+        ValueError: its parameters, their gradients and the optimizer's two moments would not fit into memory.
+    """
+    sizes = {name: getattr(config, name) for name in ("width", "code_size", "state_dim", "hidden")}
+    text = ", ".join(f"{name}={value}" for name, value in sizes.items() if value is not None)
+    if any(value is not None and value > 2**40 for value in sizes.values()):  # torch cannot count so far
+        raise ValueError(f"a model with {text} fits into no memory")
+    try:
+        with torch.device("meta"):
+            needed = 4 * sum(p.numel() * p.element_size() for p in _make(config, image_shape).parameters())
+    except (RuntimeError, OverflowError) as error:  # so many numbers cannot be counted
+        raise ValueError(f"a model with {text} fits into no memory") from error
+    available = free_memory()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"a model with {text} needs {needed / 1e9:.3g} GB of memory to be trained, "
+            f"{available / 1e9:.3g} GB are free"
+        )
+    return _make(config, image_shape)
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that are free on this machine, None if that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def _make(config: TrainConfig, image_shape: tuple[int, int, int]) -> ImageModel:
     channels, *size = image_shape
     common: dict[str, Any] = {
         "channels": channels,

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from fastode.models import load_model
-from fastode.models.base import MODEL_FILE
+from fastode.models.base import MODEL_FILE, why_unreadable
 from fastode.train import report
 from fastode.train.callbacks import EpochLog, EpochTable, ProgressBar, read_metrics
 from fastode.train.config import TrainConfig, build_model
@@ -35,6 +35,26 @@ FOLDER_VARIABLE = "FASTODE_RUN_FOLDER"
 def last_checkpoint(folder: Path) -> Path:
     """Where a run keeps the state after its last completed epoch."""
     return folder / CHECKPOINTS / f"{LAST}.ckpt"
+
+
+def check_checkpoint(file: Path) -> None:
+    """Raises unless a run can go on from this file; nothing in it is run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or not written by a run.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"nothing to resume: {file} does not exist")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types
+        raise ValueError(
+            f"cannot resume from {file}, it is damaged or no checkpoint: {why_unreadable(error)}"
+        ) from None
+    wanted = {"fastode", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch"}
+    if not isinstance(content, dict) or not wanted <= content.keys():
+        raise ValueError(f"cannot resume from {file}: it is no checkpoint of `fastode train`")
 
 
 def newest_run(root: Path) -> Path:
@@ -151,8 +171,13 @@ def train(config: TrainConfig, *, resume: bool = False, callbacks: list[Callback
     folder = _run_folder(config)
     checkpoint = last_checkpoint(folder)
     is_first_process = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-    if resume and not checkpoint.is_file():
-        raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
+    if resume:
+        check_checkpoint(checkpoint)
+    elif is_first_process:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"cannot make the folder of the run, --out {folder}: {error.strerror}") from error
     if not resume and is_first_process and checkpoint.exists():
         raise FileExistsError(f"{folder} already holds a run: resume it with --resume, or choose another --out")
     data = load_data(

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from fastode.train.data.images import DataError, Images, sizes
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_NAMES = ("test", "val", "valid", "validation")
-GRAY_MODES = ("1", "L", "LA", "I", "I;16", "F")
+GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 MAX_NATIVE_SIZE = 128
 
 
@@ -38,12 +39,37 @@ def read_image(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(array).unsqueeze(0) if channels == 1 else torch.from_numpy(array).permute(2, 0, 1)
 
 
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+"""Tags of TIFF."""
+
+
+def _deep_grays(image: Image.Image) -> Image.Image:
+    """An image of more than 8 bits as 8 bits: black and white are those of its format, not of what it contains.
+
+    Raises:
+        ValueError: a format whose white is not known.
+    """
+    tags: Any = getattr(image, "tag_v2", {})
+    bits, kind = tags.get(_BITS, (16,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0]
+    values = np.array(image).astype(np.float64)
+    if image.mode == "F":
+        if not (np.isfinite(values).all() and values.min(initial=0.0) >= 0.0 and values.max(initial=0.0) <= 1.0):
+            raise ValueError("it has floating-point values that are not between 0, black, and 1, white: convert it")
+        white = 1.0
+    elif image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM", "TIFF")):
+        if (bits, kind) != (16, 1):
+            raise ValueError(f"it has grays of {bits} bits whose black and white are not known: convert it")
+        white = 65535.0
+    else:
+        raise ValueError(f"it has grays of the kind {image.mode!r} whose black and white are not known: convert it")
+    levels = (values * (255.0 / white)).round().clip(0.0, 255.0).astype(np.uint8)
+    return Image.fromarray(255 - levels if tags.get(_PHOTOMETRIC) == 0 else levels)
+
+
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode in ("I", "I;16", "F"):  # Pillow would clip 16-bit grays at 255
-        values = np.array(image, np.float32)
-        top = 255.0 if values.max(initial=0.0) <= 255.0 else 65535.0
-        image = Image.fromarray((values.clip(0.0, top) * (255.0 / top)).round().astype(np.uint8))
-    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode[0] in "IF":
+        image = _deep_grays(image)
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert(mode)

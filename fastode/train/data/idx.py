@@ -38,6 +38,10 @@ CLASSES = {
 SUBFOLDERS = ("", "raw", "MNIST/raw", "FashionMNIST/raw")
 
 
+MAX_BYTES = 512 * 2**20
+"""Of one file, unpacked: those of MNIST have 47 MB."""
+
+
 def read_idx(path: Path, magic: int, where: str) -> np.ndarray:
     """The uint8 array of an idx file.
 
@@ -45,7 +49,10 @@ def read_idx(path: Path, magic: int, where: str) -> np.ndarray:
         DataError: the file cannot be read, is damaged or has another type; ``where`` says where to get it.
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise DataError(f"{path} holds more than {MAX_BYTES} bytes, far too many; get it again from {where}")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}; get it again from {where}") from error
     n_dims = magic & 0xFF
