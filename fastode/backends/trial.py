@@ -15,7 +15,7 @@ from fastode.checkpoint import Checkpoint
 from fastode.problem import Inputs, Plan
 from fastode.program.capture import Capture
 from fastode.program.trace import NotAProgram
-from fastode.program.verify import agree, largest
+from fastode.program.verify import agree, largest, pulled
 from fastode.reference import rk_step
 from fastode.vjp import Substitute, need_stand_ins
 
@@ -129,7 +129,7 @@ def _compare(
     both = (*leaves[0], *leaves[1])
     wanted = [y, *(c for c in controls if c.requires_grad), *(t for t in own if t.requires_grad)]
     g = torch.randn(truth.shape, generator=random, dtype=torch.float32).to(truth)
-    right = torch.autograd.grad(truth, wanted, g, allow_unused=True)
+    right = pulled([truth], wanted, [g])
     grad_ys = torch.stack([torch.zeros_like(g), g])
     flags = tuple(leaf.requires_grad for leaf in both)
     with torch.no_grad():
@@ -137,8 +137,7 @@ def _compare(
     pairs = [(leaf, grad) for leaf, grad in zip(both, grads, strict=True) if leaf.requires_grad and grad is not None]
     got: list[Tensor | None] = [None] * len(wanted)
     if pairs:
-        heads, cotangents = [leaf for leaf, _ in pairs], [grad.reshape(leaf.shape) for leaf, grad in pairs]
-        got = list(torch.autograd.grad(heads, wanted, cotangents, allow_unused=True))
+        got = pulled([leaf for leaf, _ in pairs], wanted, [grad.reshape(leaf.shape) for leaf, grad in pairs])
     got[0] = a0 if got[0] is None else got[0] + a0
     scale = max((largest(grad) for grad in right if grad is not None), default=0.0)
     for x, mine, true in zip(wanted, got, right, strict=True):

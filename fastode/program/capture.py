@@ -108,7 +108,8 @@ def _capture(field: FlatField, times: Tensor, y0: Tensor, controls: Sequence[Ten
             codes = set(trial.executed.codes)
             found = _described(field, trial.executed)
             made = _build(field, found, graph, stand_ins, y0, controls)
-            verify(field, made, found.tensors, times, y0, controls, graph.asks_for_gradient, trial)
+            asks = graph.asks_for_gradient or trial.executed.asks_for_gradient
+            verify(field, made, found.tensors, times, y0, controls, asks, trial)
             if trial.executed.codes == codes:
                 return Learned(made, found, trial.executed)
         raise NotAProgram("other code of the field runs from call to call")

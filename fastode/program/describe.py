@@ -87,10 +87,11 @@ def codes_of(code: types.CodeType) -> frozenset[types.CodeType]:
 
 @dataclass
 class Executed:
-    """The user's code that ran, and the names in it."""
+    """The user's code that ran, the names in it, and whether it asked if gradients are wanted."""
 
     codes: set[types.CodeType] = field(default_factory=set)
     names: set[str] = field(default_factory=lambda: {"forward", "setup_context"})  # torch calls them by itself
+    asks_for_gradient: bool = False
 
     def add(self, code: types.CodeType) -> None:
         """Some code has begun to run."""

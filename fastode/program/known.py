@@ -21,7 +21,7 @@ _KINDS = 256
 """Kinds of fields that are remembered; those not seen for longest are dropped."""
 _EACH = 16
 """Programs and refusals that are remembered for one kind of field."""
-_CHANGING, _FEW = 8, 3
+_CHANGING, _FEW = 4, 3
 """So many programs of one field, told apart by nothing but numbers and used fewer times than a few, and no more."""
 _AGAIN = 100
 """Solves after which a field whose numbers changed each time is recorded again."""

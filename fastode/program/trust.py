@@ -239,6 +239,10 @@ _DATA = (
 """Types whose methods read and write the object itself only."""
 
 
+ASKS_FOR_GRADIENT = torch.is_grad_enabled
+"""Published flows ask this to keep a graph or not; values that depend on it show when they are compared without one."""
+
+
 @functools.lru_cache(maxsize=4096)
 def _is_operation(name: str) -> bool:
     """Whether torch has an operation of this name on tensors or for making one, as opposed to settings of torch."""
@@ -256,6 +260,8 @@ def is_tensor_method(name: str) -> bool:
 
 def is_pure(function: Any) -> bool:
     """Whether a C function depends on nothing but its arguments and changes nothing else."""
+    if function is ASKS_FOR_GRADIENT:
+        return True
     name = function.__name__
     kind = getattr(function, "__objclass__", None)
     if kind is not None:  # a method that is called through its class

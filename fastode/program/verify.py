@@ -86,7 +86,7 @@ def verify(
         true: Sequence[Tensor | None] = (None,) * len(wanted)
         if expected.requires_grad:
             try:
-                true = torch.autograd.grad(expected, wanted, g, allow_unused=True)
+                true = pulled([expected], wanted, [g])
             except RuntimeError as error:
                 raise NotAProgram(f"torch cannot differentiate the field: {error}") from None
         by_state, by_shared, by_sample = evaluate_pullback(
@@ -96,17 +96,22 @@ def verify(
         pairs = [(x, grad) for x, grad in pairs if x.requires_grad]
         own: list[Tensor | None] = [None] * len(wanted)
         if pairs:
-            own = list(
-                torch.autograd.grad(
-                    [x for x, _ in pairs], wanted, [g.reshape(x.shape) for x, g in pairs], allow_unused=True
-                )
-            )
+            own = pulled([x for x, _ in pairs], wanted, [grad.reshape(x.shape) for x, grad in pairs])
         own[0] = by_state if own[0] is None else own[0] + by_state
         scale = max((largest(grad) for grad in true if grad is not None), default=0.0)
         for x, got, want in zip(wanted, own, true, strict=True):
             zero = torch.zeros_like(x)
             pair = zero if got is None else got, zero if want is None else want
             agree(*pair, "the gradient of the lowered program", scale)
+
+
+def pulled(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients by the inputs; None where there is none.
+
+    As ``torch.autograd.grad``, which imports sympy, for half a second, when cotangents are handed to it.
+    """
+    total = sum(((x * g.to(x.dtype)).sum() for x, g in zip(outputs, cotangents, strict=True)), torch.zeros(()))
+    return list(torch.autograd.grad(total, inputs, allow_unused=True))
 
 
 def largest(x: Tensor) -> float:

@@ -81,7 +81,11 @@ class Watch:
         if state == _IGNORED:
             return
         if event == "c_call":
-            if state == _WATCHED and frame.f_code in self.executed.codes and not trust.is_pure(arg):
+            if state != _WATCHED or frame.f_code not in self.executed.codes:
+                return
+            if arg is trust.ASKS_FOR_GRADIENT:
+                self.executed.asks_for_gradient = True
+            elif not trust.is_pure(arg):
                 module = getattr(arg, "__module__", None) or ""
                 name = f"{module}.{arg.__qualname__}".removeprefix("builtins.").lstrip(".")
                 self._refuse(f"it calls {name}(), which may read or change something beside its arguments", frame)

@@ -341,7 +341,6 @@ AROUND = {
     "interpreter": lambda: sys.getrecursionlimit(),
     "path": lambda: len(os.getcwd()),
     "globals": lambda: globals()["NUMBER"],
-    "gradient mode": lambda: torch.is_grad_enabled(),
     "torch's seed": lambda: torch.initial_seed(),
     "torch's threads": lambda: torch.get_num_threads(),
     "warning": lambda: warnings.warn("x", stacklevel=1) or 1.0,
@@ -373,6 +372,15 @@ def test_the_gradient_mode_is_that_of_the_solve():
     field = lambda t, y: y if torch.is_grad_enabled() else 0.5 * y  # noqa: E731
     with torch.no_grad():
         assert rates(field) == pytest.approx([0.5, 0.5], abs=1e-6)
+    assert "values without gradient" in refusal_of(field, Y0).reason
+
+    def flow(t, y):
+        wanted = torch.is_grad_enabled()
+        with torch.enable_grad():
+            y = y.requires_grad_()
+            return torch.autograd.grad(torch.sin(y).sum(), y, create_graph=wanted)[0]
+
+    compare(flow, Y0)
 
 
 def test_a_field_that_asks_whether_its_state_requires_grad():
