@@ -199,10 +199,25 @@ def check_tolerance(value: Any, name: str, spec: StateSpec) -> Tensor:
     return torch.cat(rows).contiguous()
 
 
+def _is_positive(tolerance: Any) -> bool:
+    """Whether a tolerance is one positive number."""
+    return type(tolerance) is float and tolerance > 0.0
+
+
 @lru_cache(maxsize=256)
 def _same_tolerance(value: float, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.full((width,), value, dtype=dtype, device=device)
+
+
+def require_tolerance(rtol: Tensor, atol: Tensor) -> None:
+    """Raises where both tolerances (D,) of a component are zero: no step is that good.
+
+    Raises:
+        ValueError: such a component.
+    """
+    if host_any((rtol == 0) & (atol == 0)):
+        raise ValueError("rtol and atol must not both be 0 for a component of the state")
 
 
 def check_step_size(step_size: Any, batch: int, device: torch.device) -> Tensor:
@@ -275,12 +290,15 @@ def make_problem(
     device_type = spec.device.type
     autocast = (True, torch.get_autocast_dtype(device_type)) if torch.is_autocast_enabled(device_type) else _NO_AUTOCAST
     work = work_dtype(spec.dtype)
+    tolerances = check_tolerance(rtol, "rtol", spec), check_tolerance(atol, "atol", spec)
+    if fixed is None and not (_is_positive(rtol) or _is_positive(atol)):
+        require_tolerance(*tolerances)
     plan = Plan(
         field=FlatField(field, spec, controls_spec, autocast),
         tableau=tableau,
         controller=(controller or _DEFAULT_CONTROLLER) if fixed is None else None,
-        rtol=check_tolerance(rtol, "rtol", spec),
-        atol=check_tolerance(atol, "atol", spec),
+        rtol=tolerances[0],
+        atol=tolerances[1],
         step_size=fixed,
         times=known,
         starts_again=starts_again,

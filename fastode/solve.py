@@ -65,7 +65,9 @@ def solve(
         rtol: relative tolerance of each step: a number, a tensor that broadcasts to the state of one sample, or a tree
             of these.
         atol: absolute tolerance, likewise, in units of y. A step is accepted when the root mean square over the
-            sample's state of error / (atol + rtol |y|) is at most 1.
+            sample's state of error / (atol + rtol |y|) is at most 1. Not both may be 0 for a component. With implicit
+            methods the same holds for the error of the dense output, estimated by its defect, in steps that outputs
+            or ``dense`` read before their end.
         step_size: fixed steps of this size, in units of t, a number or (B,); the last step is shortened or, by less
             than 1e-8 of itself, stretched. Methods without an error estimate take by default one step from each
             output time to the next.

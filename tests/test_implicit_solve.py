@@ -84,7 +84,7 @@ def test_error_estimate_has_its_order(name: str) -> None:
             slopes, _, _ = rosenbrock_stages(tableau, flat, t, h, y, flat(t, y), jac, dfdt)
         else:
             assert isinstance(tableau, ImplicitTableau)
-            accuracy = Accuracy(torch.ones(1, 1, dtype=F64), 1e-15, 1e-13, 50, renew=True)
+            accuracy = Accuracy(torch.zeros(1, 1, dtype=F64), 0.0, 1.0, False, 1e-15, 1e-13, 50, renew=True)
             found = StageSolver(tableau, flat, t, h, y, flat(t, y), jac).run(accuracy, everyone)
             assert bool(found.solved.all())
             slopes = found.slopes

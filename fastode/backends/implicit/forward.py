@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from fastode.backends.base import Forward
 from fastode.backends.compare import same_rows
 from fastode.backends.implicit.arithmetic import column, combine, rms
+from fastode.backends.implicit.defect import Filter, defects
 from fastode.backends.implicit.jacobian import jacobian
 from fastode.backends.implicit.record import Recorder, StepRecord
 from fastode.backends.implicit.rosenbrock import rosenbrock_attempt
@@ -59,11 +60,10 @@ class ImplicitRecord:
 def accuracy_of(plan: Plan, y: Tensor, h: Tensor, k1: Tensor) -> Accuracy:
     """How well the stages of steps h (n,) from y (n, D) with slopes k1 (n, D) are solved."""
     if plan.controller is not None:
-        return Accuracy(tolerance(plan, y.abs()), _NEWTON_ERROR, 0.1, _NEWTON_ITERS, renew=False)
-    largest = torch.maximum(y.abs(), (column(h, y) * k1).abs()).amax(1, keepdim=True) if y.shape[1] else y
-    scale = (largest + plan.atol).clamp_min(torch.finfo(y.dtype).tiny)
+        return Accuracy(y.abs(), plan.rtol, plan.atol, False, _NEWTON_ERROR, 0.1, _NEWTON_ITERS, renew=False)
+    size = torch.maximum(y.abs(), (column(h, y) * k1).abs())
     done = _FIXED_ULPS * torch.finfo(y.dtype).eps
-    return Accuracy(scale, done, done**0.5 * 1e-3, _FIXED_ITERS, renew=True)
+    return Accuracy(size, 1.0, plan.atol, True, done, done**0.5 * 1e-3, _FIXED_ITERS, renew=True)
 
 
 def keep_rate(width: int) -> float:
@@ -117,6 +117,7 @@ class Solve:
         self.jac_fresh = torch.zeros_like(self.jac_good)
         self.separable: bool | None = None
         self.h = start
+        self.to_output = torch.zeros_like(self.jac_good)  # the next step ends at the next output
 
     def field(self, t: Tensor, y: Tensor) -> Tensor:
         """dy/dt of the lanes, in memory of its own."""
@@ -176,15 +177,33 @@ class Solve:
                 self.dfdt = torch.where(need[:, None], by_t, self.dfdt)
         self.jac_good, self.jac_fresh = self.jac_good | need, self.jac_fresh | need
 
-    def _attempt(self, step: Tensor, running: Tensor) -> tuple[Stages, Tensor]:
-        """The stages of steps (n,), and the field at their ends."""
+    def _attempt(self, step: Tensor, running: Tensor) -> tuple[Stages, Tensor, Callable[[], Filter]]:
+        """The stages of steps (n,), the field at their ends, and the filter for defects of their dense output."""
         tableau = self.tableau
         if isinstance(tableau, RosenbrockTableau):
             return rosenbrock_attempt(tableau, self.field, self.t, step, self.y, self.k1, self.jac, self.dfdt, running)
         assert isinstance(tableau, ImplicitTableau)
         solver = StageSolver(tableau, self.field, self.t, step, self.y, self.k1, self.jac)
         stages = solver.run(accuracy_of(self.plan, self.y, step, self.k1), running)
-        return stages, stages.slopes[-1]
+        return stages, stages.slopes[-1], solver.filter
+
+    def _between(
+        self, ratio: Tensor, t_next: Tensor, step: Tensor, found: Stages, scale: Tensor, filter_of: Callable[[], Filter]
+    ) -> Tensor:
+        """The error ratio (n,), or that of the dense output where a step is read before its end and that is larger."""
+        read = ratio <= 1
+        if not self.plan.dense:
+            if self.ascending.shape[1] <= 2:
+                return ratio
+            before = torch.searchsorted(self.ascending, (self.direction * t_next)[:, None].contiguous())[:, 0]
+            read = read & (before > self.cursor)
+        if not bool(read.any()):
+            return ratio
+        errors = defects(self.tableau, self.field, self.t, step, self.y, found.slopes, filter_of())
+        self.lane_counts[2] += len(errors) * read
+        for error in errors:
+            ratio = torch.where(read, torch.maximum(ratio, rms(error / scale)), ratio)
+        return ratio
 
     def _step(self) -> None:
         """One attempted step of every lane; the rules are those of ``fastode.reference``."""
@@ -193,12 +212,13 @@ class Solve:
         self._renew_jacobians(running)
         following = self.cursor.clamp_max(self.ascending.shape[1] - 1)[:, None]
         next_output = self.direction * self.ascending.gather(1, following)[:, 0]
-        target = torch.where(torch.isinf(self.h) & running, next_output, self.end)
+        target = torch.where((torch.isinf(self.h) | self.to_output) & running, next_output, self.end)
         room = (target - self.t).abs()
         last = self.h * (1 + LAST_STEP_STRETCH) >= room
         tried = torch.where(last, room, self.h)
         step = torch.where(running, self.direction * tried, 0.0)
-        found, k_end = self._attempt(step, running)
+        t_next = torch.where(last, target, self.t + step)
+        found, k_end, filter_of = self._attempt(step, running)
         finite = torch.isfinite(found.y1).all(1) & torch.isfinite(k_end).all(1)
         self.lane_counts[2] += found.evals
 
@@ -209,8 +229,11 @@ class Solve:
         else:
             assert tableau.e is not None
             error = combine(None, step, tableau.e.tolist(), found.slopes)
-            ratio = rms(error / tolerance(plan, torch.maximum(self.y.abs(), found.y1.abs())))
+            scale = tolerance(plan, torch.maximum(self.y.abs(), found.y1.abs()))
+            ratio = rms(error / scale)
             ratio = torch.where(finite & found.solved, ratio, torch.nan)
+            at_end = ratio <= 1
+            ratio = self._between(ratio, t_next, step, found, scale, filter_of)
             accept = running & (ratio <= 1)
             reject = running & ~accept
             lost = reject & ~found.solved
@@ -223,13 +246,15 @@ class Solve:
             factor = torch.where(lost & finite, max(_SHORTER, controller.min_factor), factor)
             factor = torch.where(again, 1.0, factor)
             following_h = (tried * factor).maximum(self.shortest).clamp_max(controller.max_step)
-            self.h = torch.where(running, following_h, self.h)
+            # Where only what lies before the end is wrong, a step that ends at the next output may be as long as that.
+            room = (next_output - self.t).abs()
+            self.to_output = reject & at_end & (room < tried) & (room > following_h) & (not plan.dense)
+            self.h = torch.where(running, torch.where(self.to_output, room, following_h), self.h)
             self.before = torch.where(accept, self.previous, self.before)
             self.previous = torch.where(accept, ratio, self.previous)
         self.lane_counts[0] += accept
         self.lane_counts[1] += running & ~accept
 
-        t_next = torch.where(last, target, self.t + step)
         self._accepted(accept, t_next, step, found)
         self.t = torch.where(accept, t_next, self.t)
         self.y = torch.where(accept[:, None], found.y1, self.y)
@@ -313,6 +338,7 @@ class Solve:
         self.previous, self.before = self.previous[kept], self.before[kept]
         self.jac, self.dfdt = self.jac[kept], self.dfdt[kept]
         self.jac_good, self.jac_fresh = self.jac_good[kept], self.jac_fresh[kept]
+        self.to_output = self.to_output[kept]
 
     def _result(self) -> Forward:
         plan = self.plan

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from fastode.backends.implicit.arithmetic import column, combine
+from fastode.backends.implicit.defect import Filter
 from fastode.backends.implicit.jacobian import Field
 from fastode.backends.implicit.linear import Factors, factorise
 from fastode.backends.implicit.stages import Stages
@@ -59,10 +62,10 @@ def rosenbrock_attempt(
     jac: Tensor,
     dfdt: Tensor,
     live: Tensor,
-) -> tuple[Stages, Tensor]:
-    """One attempted step as ``Stages``, and the field at its end."""
-    slopes, _, _ = rosenbrock_stages(tableau, field, t, h, y, k1, jac, dfdt)
+) -> tuple[Stages, Tensor, Callable[[], Filter]]:
+    """One attempted step as ``Stages``, the field at its end, and the filter for defects of its dense output."""
+    slopes, _, factors = rosenbrock_stages(tableau, field, t, h, y, k1, jac, dfdt)
     y1 = combine(y, h, tableau.b.tolist(), slopes)
     last = field(t + h, y1)
     evals = live * torch.full_like(live, tableau.n_stages, dtype=torch.int64)
-    return Stages(y1, slopes, live, torch.ones_like(h), evals), last
+    return Stages(y1, slopes, live, torch.ones_like(h), evals), last, lambda: Filter(factors, 1.0)

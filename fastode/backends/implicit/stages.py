@@ -7,7 +7,7 @@ slopes k_i, so that h k_i is as accurate as the stage; f(Y_i) would multiply the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastode.backends.implicit.arithmetic import combine, rms
+from fastode.backends.implicit.defect import Filter
 from fastode.backends.implicit.jacobian import Field, jacobian
 from fastode.backends.implicit.linear import Factors, factorise, stage_matrix
 from fastode.tableaus.implicit import Block, ImplicitTableau
@@ -33,22 +34,31 @@ class Accuracy:
     """When an iteration is done.
 
     Attributes:
-        scale: (n, D) or (n, 1), what the corrections of the states are divided by; their root mean square is compared.
+        size: (n, D), magnitudes of the states at the start of the step.
+        rtol, atol: (D,) or numbers: corrections of the states are divided by atol + rtol max(size, |state|), and their
+            root mean square is compared. Of the state that is being found, as in the error ratio of a step: what was
+            zero at the start has no other measure where atol is zero.
+        whole: whether the largest component's magnitude counts for all components of a sample.
         done: the error that may remain.
         good: a correction of this size that does not get smaller is accepted, as rounding.
         max_iters: limit on iterations.
         renew: whether the Jacobian is computed again, at the iterate, where the iteration is slow.
     """
 
-    scale: Tensor
+    size: Tensor
+    rtol: Tensor | float
+    atol: Tensor | float
+    whole: bool
     done: float
     good: float
     max_iters: int
     renew: bool
 
-    def select(self, index: Tensor) -> Accuracy:
-        """For some of the rows."""
-        return replace(self, scale=self.scale[index])
+    def scale(self, state: Tensor) -> Tensor:
+        """What corrections of a stage's state (n, D) are divided by, (n, D) or (n, 1); not zero."""
+        size = torch.maximum(self.size, state.abs())
+        size = size.amax(1, keepdim=True) if self.whole and size.shape[1] else size
+        return (self.atol + self.rtol * size).clamp_min(torch.finfo(state.dtype).tiny)
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,15 @@ class StageSolver:
             self._factors[key] = factorise(stage_matrix(self.h, a.tolist(), [self.jac]))
         return self._factors[key]
 
+    def filter(self) -> Filter:
+        """For defects of the dense output, with gamma that of the last implicit stages."""
+        block = [block for block in self.tableau.blocks if block.kind != "explicit"][-1]
+        gamma = float(np.diag(self.tableau.a)[block.start : block.stop].mean())
+        if block.kind == "diagonal":
+            return Filter(self.factors(block), gamma)
+        assert self.jac is not None
+        return Filter(factorise(stage_matrix(self.h, [[gamma]], [self.jac])), gamma)
+
     def state(self, i: int, slopes: list[Tensor]) -> Tensor:
         """Computes y + h sum_j a_ij k_j over the slopes that are known."""
         return combine(self.y, self.h, self.tableau.a[i, : len(slopes)].tolist(), slopes)
@@ -152,7 +171,7 @@ class StageSolver:
         k = [slopes[-1] if accuracy.renew else combine(None, None, weights[i], slopes) for i in stages]
         # Where no step can be rejected the first Jacobian is that of the guess: the start may be far from it.
         factors = self._renewed(block, bases, k) if accuracy.renew else self.factors(block)
-        floor = 8 * torch.finfo(self.y.dtype).eps * rms(self.y / accuracy.scale)
+        rounding = 8 * torch.finfo(self.y.dtype).eps
 
         active, solved = live, torch.zeros_like(live)
         evals = torch.zeros(n, dtype=torch.int64, device=self.y.device)
@@ -165,8 +184,12 @@ class StageSolver:
             change = factors.solve(residual[0] if m == 1 else torch.cat(residual, 1)).split(width, 1)
             change = [torch.where(active[:, None], delta, 0.0) for delta in change]
             k = [old + delta for old, delta in zip(k, change, strict=True)]
-            moved = [combine(None, self.h, inner[i].tolist(), list(change)) / accuracy.scale for i in range(m)]
+            moved = [combine(None, self.h, inner[i].tolist(), list(change)) for i in range(m)]
+            states = [state + delta for state, delta in zip(states, moved, strict=True)]
+            scales = [accuracy.scale(state) for state in states]
+            moved = [delta / scale for delta, scale in zip(moved, scales, strict=True)]
             size = rms(moved[0] if m == 1 else torch.cat(moved, 1))
+            floor = rounding * rms(states[0] / scales[0])
             evals = evals + active * m
             if iteration > 0:
                 rate = torch.where(active, size / previous, rate)
