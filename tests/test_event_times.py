@@ -11,7 +11,7 @@ from torch import Tensor
 import fastode
 from fastode import Event, Status
 from tests.gradient_tools import assert_close
-from tests.problems import same_bits
+from tests.problems import generator, same_bits
 
 G = 9.81
 F64 = torch.float64
@@ -237,3 +237,46 @@ def test_samples_have_the_same_bits_in_any_company() -> None:
             assert same_bits(mine.t.nan_to_num(-1.0), all_of.t[which, :n].nan_to_num(-1.0))
             assert same_bits(mine.y.nan_to_num(-1.0), all_of.y[which, :n].nan_to_num(-1.0))
         assert same_bits(alone.events.t_end, together.events.t_end[which])
+
+
+@pytest.mark.parametrize("trial", range(6))
+def test_random_functions_of_a_driven_pendulum(trial: int) -> None:
+    """All zeros of two functions, against those of scipy's solution at tight tolerances on a fine grid; also late."""
+    integrate, optimize = pytest.importorskip("scipy.integrate"), pytest.importorskip("scipy.optimize")
+    random = generator(trial)
+    a, b, c, d = (0.3 + 1.7 * torch.rand(4, dtype=F64, generator=random)).tolist()
+    dtype, start = (torch.float32 if trial % 3 == 0 else F64), (7.7e5 if trial % 2 else 0.0)
+    y0 = torch.cat([torch.rand(2, 2, dtype=F64, generator=random) * 2 - 1, torch.zeros(2, 1, dtype=F64)], 1)
+    k = torch.tensor([[0.6], [1.4]], dtype=F64)
+
+    def field(t: Tensor, y: Tensor, k: Tensor) -> Tensor:  # the last component is the time since the start
+        force = c * torch.cos(b * y[:, 2]) - a * torch.sin(y[:, 0]) - 0.05 * y[:, 1]
+        return torch.stack([y[:, 1] * k[:, 0], force, torch.ones_like(force)], 1)
+
+    def first(t: Any, y: Tensor) -> Tensor:
+        return y[:, 0] * torch.cos(d * y[:, 2]) - 0.3
+
+    def second(t: Any, y: Tensor) -> Tensor:
+        return torch.exp(-y[:, 1]) - 1.2 + 0.3 * torch.sin(3 * y[:, 0])
+
+    accuracy = {"rtol": 1e-5, "atol": 1e-6} if dtype is torch.float32 else {"rtol": 1e-9, "atol": 1e-11}
+    span = torch.tensor([start, start + 12.0], dtype=F64)
+    events = [Event(fn, terminal=False) for fn in (first, second)]
+    sol = fastode.solve(field, y0.to(dtype), span, controls=k.to(dtype), events=events, **accuracy)
+    grid = torch.linspace(0.0, 12.0, 6001, dtype=F64).numpy()
+    for s in range(2):
+
+        def slope(t: float, y: Any, s: int = s) -> Any:
+            return field(torch.zeros(1), torch.from_numpy(y)[None], k[s : s + 1])[0].numpy()
+
+        exact = integrate.solve_ivp(slope, (0.0, 12.0), y0[s].numpy(), rtol=1e-11, atol=1e-12, dense_output=True).sol
+        for e, fn in enumerate((first, second)):
+            value = lambda t, fn=fn: fn(None, torch.from_numpy(exact(t)).reshape(3, -1).T).numpy()  # noqa: B023, E731
+            signs = value(grid) > 0
+            roots = [
+                optimize.brentq(lambda t: float(value(t)[0]), grid[i], grid[i + 1], xtol=1e-12)  # noqa: B023
+                for i in (signs[1:] != signs[:-1]).nonzero()[0]
+            ]
+            found = sol.events[e].t[s, : int(sol.events[e].count[s])] - start
+            assert len(found) == len(roots) > 0
+            assert_close(found, torch.tensor(roots, dtype=F64), 2e-2 if dtype is torch.float32 else 1e-6)
