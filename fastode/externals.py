@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastode.uncompiled import uncompiled
+
 _MAX_DEPTH = 6
 _CODE_OR_CONTAINER = (types.FunctionType, types.MethodType, functools.partial, list, tuple, set, frozenset, dict)
 
@@ -55,7 +57,7 @@ def watch(evaluate: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
         Its value, without graph, and the tensors with gradient that it read and that somebody holds.
     """
     mode = _ReadTensors()
-    with torch.enable_grad(), mode:
+    with uncompiled(), torch.enable_grad(), mode:
         value = evaluate().detach()
     return value, mode.alive()
 

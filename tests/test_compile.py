@@ -1,11 +1,12 @@
 """Solves under torch.compile: captured fields inside the graph, all others outside of it."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -231,3 +232,42 @@ def test_gradients_by_times_inside_the_graph():
     (grad,) = torch.autograd.grad(compiled(t), t)
     (expected,) = torch.autograd.grad(fastode.solve(field, y0, t, controls=controls).ys.square().sum(), t)
     torch.testing.assert_close(grad, expected)
+
+
+class _Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net(y * torch.cos(t))
+
+
+@pytest.mark.parametrize("way", ["solve", "stepped", "odeint", "odeint_adjoint"])
+def test_recorders_are_not_compiled_with_a_compiled_field(way: str) -> None:
+    """The compiler sees the field's own frames, however often it is recorded; the results are those of the field."""
+    from torch._dynamo.utils import counters
+
+    solves: dict[str, Any] = {
+        "solve": lambda field, y0: fastode.solve(field, y0, [0.0, 1.0]).ys,
+        "stepped": lambda field, y0: fastode.solve(field, y0, [0.0, 1.0], backend="stepped").ys,
+        "odeint": lambda field, y0: fastode.odeint(field, y0, torch.tensor([0.0, 1.0])),
+        "odeint_adjoint": lambda field, y0: fastode.odeint_adjoint(field, y0, torch.tensor([0.0, 1.0])),
+    }
+    net, y0 = _Net(), torch.randn(4, 3, dtype=torch.float64)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(net, backend="eager")
+    ys = solves[way](compiled, y0)
+    expected = solves[way](net, y0)
+    torch.testing.assert_close(ys, expected, rtol=1e-9, atol=1e-12)
+    got = torch.autograd.grad(ys.square().sum(), list(net.parameters()))
+    want = torch.autograd.grad(expected.square().sum(), list(net.parameters()))
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    assert counters["frames"]["total"] <= 4, dict(counters["frames"])
+    torch._dynamo.reset()
+
+
+def test_a_compiled_module_has_a_program() -> None:
+    field = torch.compile(_Net(), backend="eager")
+    assert fastode.explain(field, torch.randn(4, 3, dtype=torch.float64)).backend == "cpu"

@@ -22,6 +22,7 @@ from fastode.program.snapshot import Snapshot
 from fastode.program.trace import Graph, NotAProgram, Ref, Written, record
 from fastode.program.verify import verify
 from fastode.program.watch import Watch
+from fastode.uncompiled import uncompiled
 
 _FLOATS = (torch.float32, torch.float64)
 _ROUNDS = 3
@@ -93,6 +94,7 @@ class _Trial:
         return changed[0] if changed else None
 
 
+@uncompiled()
 def _capture(field: FlatField, times: Tensor, y0: Tensor, controls: Sequence[Tensor]) -> Learned:
     trial = _Trial(field)
     refusal: Refusal
