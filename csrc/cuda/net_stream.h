@@ -11,7 +11,7 @@ namespace fastode {
 template <class Shape, class T, class Group>
 struct NetStream {
     static constexpr int kDim = Shape::kDim, kLayers = Shape::kLayers, kTile = Shape::kTile, kPitch = Shape::kPitch;
-    static constexpr int kReserved = Shape::kMatrix, kCols = 1, kPack = 1;
+    static constexpr int kReserved = Shape::kMatrix, kCols = 1, kPack = 1, kSums = 4;
     template <int kCount>
     using Local = typename Group::template Local<T, kCount>;
 
@@ -69,10 +69,13 @@ struct NetStream {
             });
             group.sync();
             group.each([&](int rank) {
-                T sum = out.at(rank, 0);
+                // Sums of few terms, added up: the rounding of one long sum grows with its length.
+                T sum[kSums] = {};
                 FASTODE_UNROLL
-                for (int c = 0; c < kTile; ++c) sum = multiply_add(matrix[rank * kPitch + c], x[first + c], sum);
-                out.at(rank, 0) = sum;
+                for (int c = 0; c < kTile; ++c) {
+                    sum[c % kSums] = multiply_add(matrix[rank * kPitch + c], x[first + c], sum[c % kSums]);
+                }
+                out.at(rank, 0) += (sum[0] + sum[1]) + (sum[2] + sum[3]);
             });
         }
         group.each([&](int rank) { out.at(rank, 0) *= own.alpha; });

@@ -224,8 +224,7 @@ class _Lowering:
         """Overwrites an existing tensor, and with it whatever looks at the same storage."""
         view = self.views[number]
         storage = view.storage
-        if storage.base in self.unknown_views:
-            raise NotAProgram("the field writes into memory that is seen through a view of another kind", self.b.where)
+        self.refuse_unknown_views(storage)
         if storage.level < 2 and storage.base in (*self.graph.externals, *self.graph.controls):
             self.refuse_writing(storage.base)
         content = self.content(storage)
@@ -274,6 +273,10 @@ class _Lowering:
 
     def storage_size(self, storage: Storage) -> int:
         return int(np.prod(self.graph.metas[storage.base].shape))
+
+    def refuse_unknown_views(self, storage: Storage) -> None:
+        if storage.base in self.unknown_views:
+            raise NotAProgram("the field writes into memory that is seen through a view of another kind", self.b.where)
 
     def refuse_writing(self, number: int) -> None:
         raise NotAProgram(f"the field writes into {self.name_of(number)}, which it was given or owns", self.b.where)
@@ -335,6 +338,8 @@ class _Lowering:
         if level < 2:
             if in_place and self.views[in_place[0]].storage.base in (*self.graph.externals, *self.graph.controls):
                 self.refuse_writing(self.views[in_place[0]].storage.base)
+            for number in in_place:
+                self.refuse_unknown_views(self.views[number].storage)
             self.prologue.append((call, [self.views[n].storage.base for n in in_place]))
             if any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns):
                 self.unknown_views.update(self.views[n].storage.base for n in tensors)
@@ -423,6 +428,7 @@ class _Lowering:
             if (lost or crossed) and source.storage.level < 2:
                 whole = np.arange(int(np.prod(meta.shape)), dtype=np.int64).reshape(meta.shape)
                 self.views[number] = View(Storage(number, source.storage.level), whole)  # left to the prologue
+                self.unknown_views.update((number, source.storage.base))
                 continue
             if lost or crossed:
                 reason, content = "picks out a sample" if lost else "mixes samples", self.content(source.storage)
@@ -434,10 +440,12 @@ class _Lowering:
             if number in self.graph.stopped and storage.level < 2 and storage.base not in self.graph.literals:
                 whole = np.arange(int(np.prod(meta.shape)), dtype=np.int64).reshape(meta.shape)
                 self.views[number] = View(Storage(number, storage.level), whole)  # a leaf of its own, without gradient
+                self.unknown_views.update((number, storage.base))
                 continue
             if number in self.graph.stopped and storage.level == 2:
                 stop = self.b.make("stop", (self.content(storage),), self.content(storage).size)
                 storage = Storage(storage.base, 2, stop)
+                self.unknown_views.add(storage.base)  # both would have to see what is written into one
             self.views[number] = View(storage, index)
 
     def moved(self, call: Call, source: View, metas: Sequence[Meta]) -> list[Map]:
@@ -464,15 +472,29 @@ class _Lowering:
         if func is _aten.copy_.default:
             return self.aligned(call.args[1], meta)
         if func in POINTWISE:
+            wider = self.wider(call)
+            if wider is not None:
+                return self.b.unsupported(f"{func} compares in {wider}")
             if func in TRUTH_ONLY and meta.dtype != torch.bool:
                 return self.b.unsupported(f"{func} of numbers")
             args = [self.aligned(a, meta) for a in call.args]
             kwargs = {key: self.aligned(a, meta) for key, a in call.kwargs.items() if key != "dtype"}
-            return POINTWISE[func](self.b, *args, **kwargs)
+            value = POINTWISE[func](self.b, *args, **kwargs)
+            both = func is _aten.add.Tensor and meta.dtype == torch.bool  # of truth values: whether one is true
+            return self.b.pointwise("ne", value, 0.0) if both else value
         rule = RULES.get(func)
         if rule is not None:
             return rule(self, call, meta)
         return self.b.unsupported(f"{func} is not among the operations that a program can have")
+
+    def wider(self, call: Call) -> torch.dtype | None:
+        """The type that torch compares in, which a truth value does not show, if it is not the state's."""
+        metas = [self.graph.metas[a.index] for a in call.args if isinstance(a, Ref)]
+        numbers = [torch.empty([0] * len(meta.shape), dtype=meta.dtype) for meta in metas]
+        if len(numbers) < 2 or self.graph.metas[call.outputs[0]].dtype != torch.bool:
+            return None
+        common = torch.result_type(*numbers[:2])
+        return common if common.is_floating_point and common != self.dtype else None
 
     def aligned(self, argument: Any, meta: Meta) -> Any:
         """An argument of a pointwise operation, brought to the shape of its result; of size 1 left as it is."""

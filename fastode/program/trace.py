@@ -159,9 +159,15 @@ class _Functions(TorchFunctionMode):
             data = args[1] if func is Tensor.new_tensor else args[0] if args else kwargs.get("data")
             if isinstance(data, Tensor):
                 options = {key: kwargs[key] for key in ("dtype", "device") if kwargs.get(key) is not None}
-                return data.detach().clone().to(**options).requires_grad_(kwargs.get("requires_grad", False))
+                detached = data.detach()
+                self._recorder.stopped.add(self._recorder.number(detached))
+                return detached.clone().to(**options).requires_grad_(kwargs.get("requires_grad", False))
             if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(data)):
                 raise NotAProgram(f"{name}() reads the values of tensors, so that a constant comes out", _users_line(1))
+        elif func in (Tensor.detach_, torch.detach_):
+            raise NotAProgram(
+                "detach_() cuts a gradient off afterwards; detach() does it with a name of its own", _users_line(1)
+            )
         out = func(*args, **kwargs)
         if func in _DETACHES:
             self._recorder.stopped.add(self._recorder.number(out))
