@@ -26,6 +26,14 @@ from pathlib import Path
 
 import torch
 
+_LEAST_TORCH = (2, 11)
+"""The oldest torch that is tested, as in pyproject.toml."""
+if tuple(map(int, torch.__version__.split(".")[:2])) < _LEAST_TORCH:
+    raise ImportError(
+        f"fastode needs torch {'.'.join(map(str, _LEAST_TORCH))} or newer, this is {torch.__version__}: "
+        "python -m pip install --upgrade torch"
+    )
+
 try:
     from fastode import _C
 except ImportError as error:

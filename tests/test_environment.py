@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,3 +80,16 @@ def test_a_missing_extension_says_how_to_build_it():
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: ")
     assert "pip install -e ." in last
+
+
+def test_a_torch_that_is_too_old_is_named():
+    done = run_python("import torch; torch.__version__ = '2.9.1+cpu'; import fastode._environment")
+    assert done.returncode != 0
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("ImportError: fastode needs torch 2.11 or newer, this is 2.9.1")
+    )
+
+
+def test_the_floor_of_torch_is_the_same_everywhere():
+    pyproject = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'"torch>={".".join(map(str, _environment._LEAST_TORCH))}"' in pyproject
