@@ -26,7 +26,7 @@ from fastode.problem import Inputs, Plan
 from fastode.reference import integrate, replay
 from fastode.solution import DenseOutput
 from fastode.status import Status
-from fastode.vjp import FieldVjp, Substitute
+from fastode.vjp import FieldVjp, Substitute, reaches
 
 
 def once_only(gradient: str) -> Callable[[Callable[..., tuple[Any, ...]]], Callable[..., tuple[Any, ...]]]:
@@ -238,6 +238,11 @@ def _replay_node(ctx: Any, sources: Sequence[Tensor]) -> Sequence[Tensor | None]
 
     with ctx.externals.in_place():
         ys, dense = replayed(ctx.plan, field, ctx.record, solved, y0, times, sizes)
+    if reaches(ys, sources, [t for t in ctx.externals.unchanged() if t.requires_grad]):
+        raise RuntimeError(
+            "the field reads a tensor that requires grad inside of an autograd.Function, or keeps what it has computed "
+            "from it: its second derivatives take gradient='backprop'"
+        )
     ys = torch.where(solved[:, None], ys, 0.0)
     return ys, None if dense is None else _in_rows(ctx, dense.coefs, solved), None
 

@@ -37,6 +37,26 @@ def need_stand_ins(tensors: Sequence[Tensor]) -> bool:
     return watched or depend_on_each_other(list(tensors))
 
 
+def reaches(value: Tensor, ends: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
+    """Whether the graph of a value leads to one of the targets on a way that does not pass one of ``ends``."""
+    nodes = [t.grad_fn for t in (*ends, *targets)]  # held, so that ids stay theirs
+    known = {(id(t.grad_fn), t.output_nr) for t in ends if t.grad_fn is not None}
+    sought = {(id(t.grad_fn), t.output_nr) for t in targets if t.grad_fn is not None}
+    leaves = {id(t) for t in targets if t.grad_fn is None}
+    stack: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr)]
+    seen: set[int] = set()
+    while stack:
+        node, output = stack.pop()
+        if node is None or id(node) in seen or (id(node), output) in known:
+            continue
+        if (id(node), output) in sought or id(getattr(node, "variable", None)) in leaves:
+            return True
+        seen.add(id(node))
+        nodes.append(node)
+        stack.extend(node.next_functions)
+    return False
+
+
 class FieldVjp:
     """A field whose evaluations can be differentiated by state, controls and external tensors.
 

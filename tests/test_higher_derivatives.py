@@ -180,3 +180,40 @@ def test_a_graph_that_is_not_used_costs_no_evaluations() -> None:
         torch.autograd.grad(ys.sum(), y0, create_graph=create_graph)
         counts.append(calls)
     assert counts[0] == counts[1] > 0
+
+
+class _Hidden(torch.autograd.Function):
+    """y * w by a Function, whose arguments no torch function mode sees."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(y, w)
+        return y * w
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        y, w = ctx.saved_tensors
+        return grad * w, (grad * y).sum(0)
+
+
+@pytest.mark.parametrize("backend", FIELD_BACKENDS)
+def test_second_derivatives_that_would_be_lost_are_an_error(backend: str) -> None:
+    y0, w = random(3, 2).requires_grad_(), random(2).requires_grad_()
+    end = fastode.solve(lambda t, y: torch.tanh(_Hidden.apply(y, w)), y0, [0.0, 1.0], backend=backend).ys[-1]
+    grads = torch.autograd.grad(end.square().sum(), [y0, w], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"inside of an autograd\.Function"):
+        torch.autograd.grad(sum(g.square().sum() for g in grads), [y0, w])
+
+
+@pytest.mark.parametrize(("method", "backend"), [*(("dopri5", name) for name in BACKENDS), ("rodas5p", "implicit")])
+def test_second_derivatives_where_the_state_needs_none(method: str, backend: str) -> None:
+    """A penalty on the gradient by the weights, with a start that is data."""
+    net, y0 = network(), random(4, 3)
+    weights = list(net.parameters())
+
+    def make(gradient: Any, backend: str) -> tuple[Tensor, list[Tensor]]:
+        where = backend if gradient == "checkpoint" else "auto"
+        ys = fastode.solve(lambda t, y: net(y), y0, [0.0, 0.5], method=method, gradient=gradient, backend=where).ys
+        return ys[-1].square().sum(), weights
+
+    assert_same(make, backend, order=2)
