@@ -58,9 +58,24 @@ _DYNAMIC = {
     "exec", "locals", "fields", "asdict", "astuple", "replace", "copy", "deepcopy", "__slots__", "__getstate__",
 }  # fmt: skip
 """Names in code that may read attributes whose names are not in the code: then all attributes count."""
+_LIBRARY_OF_CLASSES = ("collections", "contextlib", "functools", "string")
+"""Trusted modules of Python with classes that keep something in attributes of their own, such as ``UserDict.data``."""
 _MODULE_STATE = ("_parameters", "_buffers", "_modules")
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: of classes that are made by Python code
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: of classes that are made by Python code, and of some made by C
+_POINTER = tuple.__itemsize__
 _IMPORT = dis.opmap["IMPORT_NAME"]
+
+
+def _is_python_class(kind: type) -> bool:
+    """Whether a class is made by Python code: its instances have nothing beside attributes and slots."""
+    base = kind.__base__
+    if not kind.__flags__ & _HEAP_TYPE or base is None:
+        return False
+    own = vars(kind)
+    slots = own.get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else [*slots, "__dict__", "__weakref__"]
+    more = sum(name in own for name in ("__dict__", "__weakref__")) + len({*names} - {"__dict__", "__weakref__"})
+    return kind.__itemsize__ == base.__itemsize__ and kind.__basicsize__ <= base.__basicsize__ + _POINTER * more
 
 
 @functools.lru_cache(maxsize=8192)
@@ -282,8 +297,12 @@ class Description:
         users = trust.verdict(code) == trust.USER
         if users:
             self.codes |= codes_of(code)
+            if vars(value):
+                self._attributes(path, value, slot)
+            else:
+                self.snapshot.held(path, vars(value))
             if code not in self._executed.codes:
-                return  # it has not run, so nothing of it was read
+                return  # it has not run, so nothing else of it was read
         for i, (name, cell) in enumerate(zip(code.co_freevars, value.__closure__ or (), strict=True)):
             self._cell(f"{path}, variable {name}", cell, self._find("closure", slot, n=i))
         if value.__defaults__:
@@ -293,8 +312,6 @@ class Description:
         if users and value.__kwdefaults__:
             self._child(f"{path}, defaults", value.__kwdefaults__, "keyword_defaults", slot)
         if users:
-            if vars(value):
-                self._attributes(path, value, slot)
             self._globals(path, value, slot)
 
     def _cell(self, path: str, cell: types.CellType, slot: int) -> None:
@@ -451,7 +468,7 @@ class Description:
         if isinstance(value, enum.Enum):
             self._constant(path, value, slot)
             return
-        solid = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE)
+        solid = next(base for base in kind.__mro__ if not _is_python_class(base))
         slots = list(_slots(value))
         if solid not in (object, types.SimpleNamespace, *_CONTENT) or (kind.__flags__ & _HEAP_TYPE == 0 and not slots):
             if solid is object and kind is object:
@@ -476,14 +493,18 @@ class Description:
 
     def _attributes(self, path: str, value: Any, slot: int) -> None:
         own, at = value.__dict__, self._find("attributes", slot)
-        if not isinstance(value, types.ModuleType):
+        if isinstance(value, types.ModuleType):
+            for name in sorted({*self._executed.names, *(own if self._all else ())}):
+                self.snapshot.entry(f"{path}.{name}", own, name, own.get(name, ABSENT))
+        else:
             self.snapshot.held(path, own)
-        self._named(path, own, at, set())
+        self._named(path, own, at, set(), any(map(_reads_attributes, type(value).__mro__)))
 
-    def _named(self, path: str, own: dict[str, Any], at: int, known: set[str]) -> None:
-        """The attributes that are named in the code that ran, but for the known ones."""
-        named = [name for name in tuple(own) if self._counts(name)]
-        if self._all:
+    def _named(self, path: str, own: dict[str, Any], at: int, known: set[str], every: bool = False) -> None:
+        """The attributes that are named in the code that ran, or every one, but for the known ones."""
+        every = every or self._all
+        named = [name for name in tuple(own) if every or self._counts(name)]
+        if every:
             self._say("keys", at, what=tuple(own))
         else:
             self._say("named", at, n=len(named), what=(tuple(own), frozenset(self._executed.names)))
@@ -512,6 +533,11 @@ def describe(
         found.walk(root)
         if not found.named:
             return found
+
+
+def _reads_attributes(kind: type) -> bool:
+    """Whether methods of a class of Python's library read attributes whose names the user's code does not have."""
+    return bool(kind.__flags__ & _HEAP_TYPE) and trust.module_of(kind) in _LIBRARY_OF_CLASSES
 
 
 def _slots(value: Any) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 # ruff: noqa: PLW0108, SIM115, NPY002 - fields are written here as they are elsewhere
 
+import array
+import collections
 import contextvars
 import ctypes
 import datetime
@@ -136,6 +138,21 @@ def default_of_a_function():
     return read, lambda: read.__defaults__[0].__setitem__(0, 0.5)
 
 
+def attribute_of_a_function():
+    def held():
+        pass
+
+    held.rate = 1.0
+    return lambda: held.rate, lambda: setattr(held, "rate", 0.5)
+
+
+def cached_function():
+    base = [1.0]
+    cached = functools.lru_cache(lambda: base[0])
+    cached()
+    return cached, lambda: (base.__setitem__(0, 0.5), cached.cache_clear())
+
+
 def contextual():
     VARIABLE.set(1.0)
     return VARIABLE.get, lambda: VARIABLE.set(0.5)
@@ -167,6 +184,10 @@ CHANGES = {
     "new attribute": new_attribute,
     "default": default_of_a_function,
     "context variable": contextual,
+    "attribute of a function": attribute_of_a_function,
+    "cached function": cached_function,
+    "user dict": of(lambda: collections.UserDict(rate=1.0), lambda x: x["rate"], lambda x: x.update(rate=0.5)),
+    "array of Python": of(lambda: array.array("d", [1.0]), lambda x: x[0], lambda x: x.__setitem__(0, 0.5)),
 }
 
 
@@ -240,6 +261,10 @@ def test_a_parameter_that_changes(kind):
 # -- what a field does beside its value
 
 
+def _count(owner):
+    return getattr(owner, "n", 0)
+
+
 def _seen():
     return getattr(Owner, "n", 0)
 
@@ -256,6 +281,10 @@ EFFECTS = {
     "buffer": lambda: (b := torch.zeros(1), lambda: b.add_(1), lambda: b.item()),
     "buffer through numpy": lambda: (b := torch.zeros(1), lambda: b.numpy().__iadd__(1), lambda: b.item()),
     "set": lambda: (s := set(), lambda: s.add(len(s)), lambda: len(s)),
+    "user dict": lambda: (d := collections.UserDict(n=0), lambda: d.update(n=d["n"] + 1), lambda: d["n"]),
+    "array of Python": lambda: (a := array.array("i"), lambda: a.append(1), lambda: len(a)),
+    "module": lambda: (m := types.ModuleType("m"), lambda: setattr(m, "n", _count(m) + 1), lambda: _count(m)),
+    "function": lambda: (f := lambda: 0, lambda: setattr(f, "n", _count(f) + 1), lambda: _count(f)),
     "class attribute": lambda: (Owner, lambda: setattr(Owner, "n", _seen() + 1), _seen),
 }  # fmt: skip
 
