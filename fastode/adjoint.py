@@ -56,6 +56,7 @@ class _AdjointSolve(torch.autograd.Function):
             grad_y0, grad_times = boundary_gradients(
                 plan, lambda t, y: plan.field(t, y, controls), k1, times_ys, lam, a, ctx.solved
             )
+        vjp.require_found()
         sums = iter(totals)
         return None, None, None, None, grad_y0, grad_times, *[next(sums) if flag else None for flag in needed]
 

@@ -299,6 +299,7 @@ class _CheckpointSolve(torch.autograd.Function):
         vjp = FieldVjp(plan.field, controls_needed, external_wanted)
         if ctx.clock_varies:
             y0_and_clock, grads_of_rest = _pull_clock(ctx, vjp, controls, lam, grad_coefs, k1)
+            vjp.require_found()
             rest = iter(grads_of_rest)
             return *[None] * 6, *y0_and_clock, *[next(rest) if flag else None for flag in needed]
         with ctx.externals.in_place():
@@ -306,6 +307,7 @@ class _CheckpointSolve(torch.autograd.Function):
             grad_y0, grad_times = boundary_gradients(
                 plan, lambda t, y: plan.field(t, y, controls), k1, ys, lam, grads.y0, ctx.solved
             )
+        vjp.require_found()
         wanted = iter([*grads.controls, *grads.externals])
         grad_tensors = [next(wanted) if flag else None for flag in needed]
         return *[None] * 6, grad_y0, grad_times, *grad_tensors

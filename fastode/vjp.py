@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -71,6 +72,7 @@ class FieldVjp:
         self._needed = list(controls_need_grad)
         self._externals = list(externals)
         self._substitutes: dict[int, Tensor] = {}
+        self._unknown: list[tuple[tuple[int, ...], Any]] = []  # shapes of leaves, and weak references to them
         # A tensor computed from another would pass gradient on to it a second time, and a tensor's hooks would run, its
         # retained grad be added to, once per stage: then the field sees detached stand-ins.
         if need_stand_ins(self._externals):
@@ -107,9 +109,6 @@ class FieldVjp:
 
         Returns:
             Gradients by y and by each of ``wanted(rows)``; None stands for an exact zero.
-
-        Raises:
-            RuntimeError: the value depends on a tensor with gradient that was not found when the solve began.
         """
         return self.pull_by(value, [y], rows, g)
 
@@ -136,6 +135,26 @@ class FieldVjp:
             grads[place] = grad if old is None else old if grad is None else old + grad
         return grads[: len(wanted)]
 
+    def require_found(self) -> None:
+        """Raises if a value that was checked depends on an unknown tensor; to be called when their graphs are gone.
+
+        A leaf that the field has made in its call, say a time that requires grad, is gone with the graph, and no one
+        can want its gradient. One that is still there belongs to someone.
+
+        Raises:
+            RuntimeError: a tensor with gradient was not found when the solve began.
+        """
+        if any(not leaf.expired() for _, leaf in self._unknown):
+            gc.collect()  # graphs may be parts of cycles of the field's making
+        for shape, leaf in self._unknown:
+            if not leaf.expired():
+                raise RuntimeError(
+                    f"the field depends on a tensor of shape {shape} that requires grad and that could not be found "
+                    "when the solve began: pass it in controls, make it a parameter of the field if the field is an "
+                    "nn.Module, or use gradient='backprop'"
+                )
+        self._unknown.clear()
+
     def pull_state(self, value: Tensor, y: Tensor, rows: Sequence[Tensor], g: Tensor) -> Tensor | None:
         """J^T g with respect to the state alone; None stands for an exact zero."""
         if not value.requires_grad:
@@ -144,7 +163,7 @@ class FieldVjp:
         return torch.autograd.grad(value, y, g, allow_unused=True, retain_graph=True)[0]
 
     def check(self, value: Tensor, known: Sequence[Tensor]) -> list[int]:
-        """Raises RuntimeError if the graph of a value ends in a leaf that is none of the known tensors.
+        """Notes leaves, other than the known tensors, that the graph of a value ends in, for ``require_found``.
 
         Returns:
             Places of externals that the graph ends in though the field is given stand-ins for them: it has kept what it
@@ -166,11 +185,7 @@ class FieldVjp:
             if variable is not None and id(variable) in self._leaves:
                 reached.add(self._leaves[id(variable)])
             elif variable is not None and id(variable) not in leaves:
-                raise RuntimeError(
-                    f"the field depends on a tensor of shape {tuple(variable.shape)} that requires grad and that could "
-                    "not be found when the solve began: pass it in controls, make it a parameter of the field if the "
-                    "field is an nn.Module, or use gradient='backprop'"
-                )
+                self._unknown.append((tuple(variable.shape), torch._C._WeakTensorRef(variable)))
             stack.extend(node.next_functions)
         if not self._substitutes:
             return []
