@@ -16,6 +16,7 @@ GROUPS = {
     "fields_float32": ("check_fields.py", "f32"),
     "halves": ("check_halves.py", ""),
     "solve": ("check_solve.py", ""),
+    "special": ("check_special.py", ""),
     "gradients_scalarised": ("check_gradients.py", "scalarised or bits"),
     "gradients_tiled": ("check_gradients.py", "not scalarised and not bits"),
 }
