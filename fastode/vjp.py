@@ -185,7 +185,7 @@ class FieldVjp:
             if variable is not None and id(variable) in self._leaves:
                 reached.add(self._leaves[id(variable)])
             elif variable is not None and id(variable) not in leaves:
-                self._unknown.append((tuple(variable.shape), torch._C._WeakTensorRef(variable)))
+                self._unknown.append((tuple(variable.shape), torch._C._WeakTensorRef(variable)))  # type: ignore[attr-defined]
             stack.extend(node.next_functions)
         if not self._substitutes:
             return []
