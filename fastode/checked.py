@@ -29,8 +29,9 @@ def checking(enabled: bool = True) -> Iterator[None]:
     """Within this context every solve by a program is compared with the user's field.
 
     The field is called again at up to five output times of the solve, on the states that came out; its values there,
-    and with gradients its derivatives by the state, must be those of the kernels. Backends that call the field itself
-    have nothing to compare. ``FASTODE_CHECK=1`` in the environment does the same for all solves of a process.
+    and where gradients are enabled its derivatives by the state, must be those of the kernels. Backends that call the
+    field itself have nothing to compare. ``FASTODE_CHECK=1`` in the environment does the same for all solves of a
+    process.
 
     Args:
         enabled: False switches it off within the context.
@@ -77,12 +78,13 @@ def compare(
     for i in sorted({round(k * (count - 1) / (_POINTS - 1)) for k in range(_POINTS)}):
         t, state = plan.times[i], ys[i].detach()
         healthy = torch.isfinite(state).all(1)
-        state = torch.where(healthy[:, None], state, inputs.y0.detach()).requires_grad_()
+        state = torch.where(healthy[:, None], state, inputs.y0.detach()).requires_grad_(torch.is_grad_enabled())
         controls = [c.detach() for c in inputs.controls]
-        with torch.enable_grad():
-            value = plan.field(t, state, controls)
+        value = plan.field(t, state, controls)
         with torch.no_grad():
             _hold("the value", evaluate(t, state.detach()), value.detach(), t, healthy, plan)
+        if not torch.is_grad_enabled():
+            continue  # a field may be another one then
         g = torch.randn(value.shape, generator=generator).to(value)
         truth = torch.zeros_like(state)
         if value.requires_grad:

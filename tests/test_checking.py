@@ -114,3 +114,9 @@ def test_environment_variable():
             [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "FASTODE_CHECK": value}
         )
         assert out.stdout.strip() == word, out.stderr
+
+
+def test_under_no_grad() -> None:
+    with torch.no_grad(), fastode.checking():
+        sol = fastode.solve(lambda t, y: torch.sin(y), torch.ones(3, 2), [0.0, 1.0])
+    assert not sol.ys.requires_grad

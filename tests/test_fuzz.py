@@ -54,6 +54,18 @@ def test_random_cases(kind: str, seed: int, number: int) -> None:
     assert said.count(None) > 0.6 * len(said), said
 
 
+def test_cases_under_checking() -> None:
+    """Solves that compare themselves with the field give the same, and find nothing."""
+    rng, chosen = random.Random(100), []
+    while len(chosen) < 15:
+        spec = KINDS["fields"].random_spec(rng, known_to_fail())
+        if not any(fields.CATALOGUE[name].effects for name in spec.features):
+            chosen.append(spec)
+    with fastode.checking():
+        said = [_check("fields", spec) for spec in chosen]
+    assert said.count(None) > 0.6 * len(said), said
+
+
 def _spoiled(**wrong: Any) -> Any:
     """``fastode.solve`` with a fault: a factor on the states, or one that the field's changes do not reach."""
     solve = fastode.solve
