@@ -58,6 +58,10 @@ def reaches(value: Tensor, ends: Sequence[Tensor], targets: Sequence[Tensor]) ->
     return False
 
 
+class UnknownLeafError(RuntimeError):
+    """A field's value depends on a tensor that requires grad and that was not found when the solve began."""
+
+
 class FieldVjp:
     """A field whose evaluations can be differentiated by state, controls and external tensors.
 
@@ -142,13 +146,13 @@ class FieldVjp:
         can want its gradient. One that is still there belongs to someone.
 
         Raises:
-            RuntimeError: a tensor with gradient was not found when the solve began.
+            UnknownLeafError: a tensor with gradient was not found when the solve began.
         """
         if any(not leaf.expired() for _, leaf in self._unknown):
             gc.collect()  # graphs may be parts of cycles of the field's making
         for shape, leaf in self._unknown:
             if not leaf.expired():
-                raise RuntimeError(
+                raise UnknownLeafError(
                     f"the field depends on a tensor of shape {shape} that requires grad and that could not be found "
                     "when the solve began: pass it in controls, make it a parameter of the field if the field is an "
                     "nn.Module, or use gradient='backprop'"

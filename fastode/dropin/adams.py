@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -40,6 +40,14 @@ def adams_weights(nodes: tuple[float, ...]) -> tuple[float, ...]:
                 scale *= node - other
         weights.append(float(sum(c / (m + 1) for m, c in enumerate(coefficients)) / scale))
     return tuple(weights)
+
+
+def varying_adams_weights(nodes: Sequence[Tensor]) -> list[Tensor]:
+    """The same for nodes (0-d each) that steps of a learned grid depend on: the weights exact for powers of s."""
+    s = torch.stack(list(nodes)).double()
+    powers = torch.arange(len(nodes), dtype=s.dtype, device=s.device)
+    weights = torch.linalg.solve(s[None, :] ** powers[:, None], 1 / (powers + 1))
+    return list(weights.unbind())
 
 
 class AdamsBashforthMoulton(RungeKuttaGrid):
@@ -81,6 +89,15 @@ class AdamsBashforthMoulton(RungeKuttaGrid):
         self.max_order = int(max_order)
         self._slopes: deque[Tensor] = deque(maxlen=max(self.max_order - 1, 1))
         self._times: deque[float] = deque(maxlen=self._slopes.maxlen)
+        self._times_of_graph: deque[Tensor] = deque(maxlen=self._slopes.maxlen)
+
+    def _weights(self, t0: Tensor, dt: Tensor) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Weights of the known slopes, and of those with the one at the step's end before them."""
+        if dt.requires_grad and torch.is_grad_enabled():
+            varying = [(t - t0) / dt for t in self._times_of_graph]
+            return varying_adams_weights(varying), varying_adams_weights([torch.ones_like(dt), *varying])
+        nodes = self._nodes(t0, dt)
+        return adams_weights(tuple(nodes)), adams_weights((1.0, *nodes)) if self.implicit else ()
 
     def _nodes(self, t0: Tensor, dt: Tensor) -> list[float]:
         """Times of the known slopes in units of the step, 0 at its start; whole but for rounding of the times."""
@@ -99,13 +116,14 @@ class AdamsBashforthMoulton(RungeKuttaGrid):
         if not self._times or self._times[0] != float(t0):
             self._slopes.appendleft(f0)
             self._times.appendleft(float(t0))
+            self._times_of_graph.appendleft(t0)
         if min(len(self._slopes), self.max_order - 1) < _MIN_ORDER - 1:
             return self._start(func, t0, dt, t1, y0, f0), f0
-        nodes = self._nodes(t0, dt)
-        dy = dt * weighted(adams_weights(tuple(nodes)), list(self._slopes))
+        predictor, corrector = self._weights(t0, dt)
+        dy = dt * weighted(predictor, list(self._slopes))
         if not self.implicit:
             return dy, f0
-        first, *others = adams_weights((1.0, *nodes))
+        first, *others = corrector
         known = dt * weighted(others, list(self._slopes))
         for _ in range(self.max_iters):
             old = dy
@@ -117,6 +135,7 @@ class AdamsBashforthMoulton(RungeKuttaGrid):
         warnings.warn("Functional iteration did not converge. Solution may be incorrect.", stacklevel=2)
         self._slopes.pop()
         self._times.pop()
+        self._times_of_graph.pop()
         return dy, f0
 
     def _start(self, func: Callable[..., Tensor], t0: Tensor, dt: Tensor, t1: Tensor, y0: Tensor, f0: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -153,7 +154,8 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
         max_step: largest step.
         first_step: size of the first step; None chooses it.
         step_t: times at which a step must end.
-        jump_t: times at which the function jumps: a step ends there, and the function is evaluated on either side.
+        jump_t: times at which the function jumps: a step ends there, and the function is evaluated on either side. A
+            tensor that requires grad gets its gradient.
         safety: factor on every step that is proposed.
         ifactor: largest factor by which a step may grow.
         dfactor: smallest factor by which a step may shrink.
@@ -194,6 +196,9 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
         self.max_num_steps = int(max_num_steps)
         self.step_t = _numbers(step_t)
         self.jump_t = _numbers(jump_t)
+        self._varying_jumps: dict[float, Tensor] = {}
+        if isinstance(jump_t, Tensor) and jump_t.requires_grad and torch.is_grad_enabled():
+            self._varying_jumps = {float(t.detach()): t for t in jump_t.reshape(-1)}
         if len({*self.step_t, *self.jump_t}) < len(self.step_t) + len(self.jump_t):
             raise ValueError("`step_t` and `jump_t` must not have any repeated elements between them.")
         self.accepted: list[tuple[Step, Tensor, list[Tensor]]] | None = None
@@ -330,6 +335,13 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
             self._t, self._y, self._k1 = t1, y1, slopes[-1]
             self._jumped = stop is not None and stop in self.jump_t
             if self._jumped:
+                moving = self._varying_jumps.get(t1)
+                if (
+                    moving is not None
+                ):  # the state before it carried to it, and the one after it back to where it is now
+                    before, after = (partial(self.func, perturb=side) for side in (Perturb.PREV, Perturb.NEXT))
+                    y1 = carry(after, moving, moving.detach(), carry(before, moving.detach(), moving, y1))
+                    self._y = y1
                 self._k1 = self.steps.first_slope(Step(t1, t1, jumps_before=True), y1)
         elif tried <= max(shortest, self.min_step):
             raise self._underflow(tried)

@@ -20,10 +20,11 @@ from fastode.dropin.compiled import outside_of_graphs
 from fastode.dropin.crossing import with_time_gradient
 from fastode.dropin.functions import ADJOINT_CALLBACKS, CALLBACKS, flatten
 from fastode.dropin.graph import pull
+from fastode.dropin.methods import is_adaptive, is_implicit
 from fastode.dropin.odeint import by_program, run
 from fastode.externals import depend_on_each_other
 from fastode.hostflags import differentiation_hidden
-from fastode.vjp import Substitute
+from fastode.vjp import Substitute, UnknownLeafError
 
 GRADIENTS = ("exact", "adjoint")
 
@@ -50,7 +51,7 @@ def odeint_adjoint(
     The gradient is by default that of the steps that were taken, from a record of one state per step: exact, and
     cheaper than to solve the adjoint equation. ``adjoint_options``, or ``options={"gradient": "adjoint"}``, ask for the
     continuous adjoint, solved backward in time in constant memory. It is also taken where there is no record:
-    ``scipy_solver``, solvers of the user's own, norms, prescribed steps and callbacks of the user's own.
+    ``scipy_solver``, solvers of the user's own, norms, prescribed steps or sides of them (``perturb``) and callbacks.
 
     Gradients reach y0, t and the parameters; those that ``func`` does not use get zeros.
 
@@ -66,7 +67,8 @@ def odeint_adjoint(
         adjoint_rtol: relative tolerance of the adjoint equation; rtol by default.
         adjoint_atol: absolute tolerance of the adjoint equation; atol by default.
         adjoint_method: method for the adjoint equation; ``method`` by default.
-        adjoint_options: options for the adjoint equation; ``options`` without their norm by default. ``norm`` may be
+        adjoint_options: options for the adjoint equation; ``options`` without their norm by default. Other than a norm
+            they ask for that equation to be solved, and so does a norm of one's own. ``norm`` may be
             ``"seminorm"``, which leaves the gradients by the parameters out of step control, or a callable of
             ``(t, y, adj_y, *params)``, y and adj_y unpacked where the state is a tuple. The norm in force is
             ``solution.grad_fn.adjoint_options["norm"]``; it may be replaced there, which asks for the adjoint equation.
@@ -92,7 +94,7 @@ def odeint_adjoint(
             "been passed then `adjoint_options` must be passed as well."
         )
     options = dict(options or {})
-    gradient = options.pop("gradient", "exact" if adjoint_options is None else "adjoint")
+    gradient = options.pop("gradient", "adjoint" if _asks_for_equation(adjoint_options) else "exact")
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient must be one of {GRADIENTS}, got {gradient!r}")
     if adjoint_options is None:
@@ -120,7 +122,7 @@ def _solve(
     adjoint_options: dict[str, Any],
 ) -> Any:
     """The result of ``odeint_adjoint``; the time of an event is without graph."""
-    if differentiation_hidden():
+    if differentiation_hidden() or args.steps_vary:  # a graph of its own would not know what the steps depend on
         return run(args)
     sources = (*args.parts, args.t, *wanted)
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in sources):
@@ -141,6 +143,14 @@ def _solve(
     )
     job.solve(exact=gradient == "exact" and _has_record(args))
     return job.tie()
+
+
+def _asks_for_equation(adjoint_options: dict[str, Any] | None) -> bool:
+    """Whether options prescribe how the adjoint equation is solved, more than that its parameters need no control."""
+    if adjoint_options is None:
+        return False
+    norm = adjoint_options.get("norm")
+    return set(adjoint_options) - {"norm"} != set() or not (norm is None or norm == "seminorm")
 
 
 def find_parameters(module: nn.Module) -> list[Tensor]:
@@ -240,6 +250,8 @@ class _OdeintAdjoint(torch.autograd.Function):
         if job.inner is not None and ctx.adjoint_options["norm"] is ctx.norm:
             try:
                 return None, *job.exact_gradients(inputs, grads)
+            except UnknownLeafError:
+                pass  # the adjoint equation differentiates by what was named, and by nothing else
             except NotRepeatable:
                 warnings.warn(
                     "the function gives other values when it is called again (dropout?), so that its gradient is taken "
@@ -257,15 +269,13 @@ def _solve_recorded(args: Arguments) -> Any:
     if args.event_fn is not None or args.step_control == "per_sample":
         return run(args)
     found = by_program(args)
-    if found is None and programs.can_run(args) and args.step_control == "auto":
-        found = batched.whole_state(args)
-    if found is not None or (programs.is_adaptive(args.solver_class) and _whole_state_options(args)):
-        return found
-    return run(args)
-
-
-def _whole_state_options(args: Arguments) -> bool:
-    return any(args.options.get(name) is not None for name in ("norm", "step_t", "jump_t", "min_step"))
+    if found is None and not is_implicit(args.solver_class):
+        names = ("norm", "step_t", "jump_t", "min_step") if is_adaptive(args.solver_class) else ("perturb",)
+        if any(args.options.get(name) is not None for name in names):
+            return None  # they prescribe steps, or sides of them, of the adjoint equation, too
+        if programs.can_run(args) and args.step_control == "auto":
+            found = batched.whole_state(args)
+    return run(args) if found is None else found
 
 
 def adjoint_gradients(job: _Job, outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from fastode.dropin.functions import CALLBACKS, SolverEvent, SolverFunction, flatten, no_callback, separate, unflatten
-from fastode.dropin.methods import OWN, SOLVERS, known_options
+from fastode.dropin.methods import OWN, SOLVERS, known_options, takes_grid
 from fastode.dropin.norms import mixed_norm, rms_norm
+from fastode.dropin.solvers import regular_grid
 from fastode.tracers import check_device, check_memory
 
 STEP_CONTROLS = ("auto", "batch", "per_sample")
+_CONSTANT = ("first_step", "min_step", "max_step", "step_t", "safety", "ifactor", "dfactor")
+"""Options of adaptive methods, by which there is no gradient."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,12 @@ class Arguments:
         return OWN.get(self.method) is self.solver_class
 
     def replace(self, **changes: Any) -> Arguments:
-        """A copy with changes."""
-        return replace(self, **changes)
+        """A copy with changes; those of t are of its graph only."""
+        made = replace(self, **changes)
+        known = vars(self).get("grid")
+        if known is not None and not known.requires_grad and "options" not in changes:
+            vars(made)["grid"] = known  # a user's constructor is called once
+        return made
 
     @property
     def callbacks(self) -> set[str]:
@@ -92,6 +99,28 @@ class Arguments:
         """States (T, *state) of a solver in the form of y0."""
         return solution if self.shapes is None else separate(solution, solution.shape[:1], self.shapes)
 
+    @cached_property
+    def grid(self) -> Tensor | None:
+        """Points of a fixed grid in the user's time, with their graph; None where the grid is t. Computed once."""
+        step_size, constructor = self.options.get("step_size"), self.options.get("grid_constructor")
+        if constructor is not None:
+            return constructor(self.solver_function(), self.flat_state(), self.t)
+        if step_size is None:
+            return None
+        points = regular_grid(self.solver_times(), step_size)
+        return -points if self.backward else points
+
+    @property
+    def steps_vary(self) -> bool:
+        """Whether options make steps functions of tensors other than t that require grad."""
+        if not torch.is_grad_enabled():
+            return False
+        given = [self.options.get("jump_t")]
+        if self.is_own and takes_grid(self.solver_class):
+            apart = self.replace(t=self.t.detach()) if self.t.requires_grad else self
+            given.append(apart.grid)
+        return any(isinstance(x, Tensor) and x.requires_grad for x in given)
+
     def solver_times(self) -> Tensor:
         """Times as solvers see them, increasing."""
         return -self.t if self.backward else self.t
@@ -118,6 +147,10 @@ class Arguments:
             constructor = options.get("grid_constructor")
             if constructor is not None:
                 options["grid_constructor"] = lambda func, y0, t: -constructor(func, y0, -t)
+        if self.is_own and options.get("grid_constructor") is not None and options.get("step_size") is None:
+            points = self.grid
+            assert points is not None
+            options["grid_constructor"] = lambda func, y0, t: -points if self.backward else points
         return options
 
     def solver(self) -> Any:
@@ -190,7 +223,8 @@ def check(
     """Checks the arguments of ``odeint``.
 
     Raises:
-        ValueError: an unknown method, or more or less than two times with an event.
+        ValueError: an unknown method, more or less than two times with an event, or options that require grad though
+            no gradient by them is taken.
         AssertionError: y0 that is neither tensor nor tuple, bad times, tolerances that require grad.
         TypeError: times that are not floating, a state that is neither floating nor complex.
     """
@@ -233,6 +267,13 @@ def check(
     args = Arguments(func, y0, t, rtol, atol, method, options, event_fn, shapes, backward, step_control)
     if args.is_own:
         _drop_unknown(args)
+        for name in _CONSTANT:
+            value = args.options.get(name)
+            if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+                raise ValueError(
+                    f"options[{name!r}] requires grad, but steps that are chosen by their error are constants of the "
+                    f"gradient; pass {name}.detach()"
+                )
     unsupported = args.callbacks - args.solver_class.valid_callbacks()
     if unsupported:
         warnings.warn(f"Solver '{method}' does not support callbacks {unsupported}", stacklevel=4)

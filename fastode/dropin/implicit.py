@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastode.dropin.functions import Perturb, beside
 from fastode.dropin.solvers import FixedGridODESolver
 from fastode.solve import solve
 
@@ -34,17 +35,24 @@ class ImplicitGrid(FixedGridODESolver):
 
     def _step_func(self, func: Any, t0: Tensor, dt: Tensor, t1: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
         is_complex = y0.is_complex()
+        inside = [beside(t.to(y0.dtype.to_real()), side) for t, side in ((t0, Perturb.NEXT), (t1, Perturb.PREV))]
 
-        def field(t: Tensor, rows: Tensor) -> Tensor:  # of one row
+        first, size, last = (t.to(y0.dtype.to_real()) for t in (t0, dt, t1))
+
+        def field(part: Tensor, rows: Tensor) -> Tensor:  # of one row, over parts of the step: exact also in dt
             state = torch.view_as_complex(rows[0].contiguous()) if is_complex else rows[0]
-            slope = func(t.reshape(()), state)
+            t = torch.lerp(first, last, part.reshape(()))
+            if self.perturb:
+                t = torch.minimum(torch.maximum(t, inside[0]), inside[1])
+            slope = size * func(t, state)
             return (torch.view_as_real(slope) if is_complex else slope)[None]
 
         start = torch.view_as_real(y0) if is_complex else y0
-        times = torch.stack([t0, t1])
+        times = torch.tensor([0.0, 1.0], dtype=torch.float64, device=y0.device)
         tols = [self._tolerance(tol, y0) for tol in (self.rtol, self.atol)]
         end = solve(field, start[None], times, method=self.method, rtol=tols[0], atol=tols[1]).ys[-1, 0]
-        return (torch.view_as_complex(end) if is_complex else end) - y0, func(t0, y0)
+        side = Perturb.NEXT if self.perturb else Perturb.NONE
+        return (torch.view_as_complex(end) if is_complex else end) - y0, func(t0, y0, perturb=side)
 
     @staticmethod
     def _tolerance(tol: Any, y0: Tensor) -> Any:

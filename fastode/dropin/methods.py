@@ -59,6 +59,11 @@ def known_options(solver: Any) -> set[str]:
     return names - _NOT_OPTIONS
 
 
+def takes_grid(solver: Any) -> bool:
+    """Whether a solver steps along a grid."""
+    return isinstance(solver, type) and issubclass(solver, FixedGridODESolver)
+
+
 def is_fixed(solver: Any) -> bool:
     """Whether a solver is an explicit Runge-Kutta method on a fixed grid."""
     return solver in (Euler, Midpoint, Heun2, Heun3, RK4)

@@ -25,17 +25,21 @@ from fastode.controllers import IController
 from fastode.dropin.arguments import Arguments, tolerances_of_parts
 from fastode.dropin.failure import OdeintError
 from fastode.dropin.functions import like_state
-from fastode.dropin.methods import is_adaptive, is_fixed
+from fastode.dropin.methods import is_adaptive, is_fixed, is_implicit
 from fastode.dropin.norms import mixed_norm, rms_norm
-from fastode.dropin.solvers import regular_grid
 from fastode.fused import program_solve
 from fastode.problem import Inputs, Plan, make_problem
 from fastode.program.capture import Capture, capture_field
 from fastode.program.evaluate import evaluate
 from fastode.tree import tree_map
 
-_CONTROL = {"safety": "safety", "ifactor": "max_factor", "dfactor": "min_factor"}
-_STEPS = {"max_step": "max_step", "first_step": "first_step"}
+_CONTROL = {
+    "safety": "safety",
+    "ifactor": "max_factor",
+    "dfactor": "min_factor",
+    "max_step": "max_step",
+    "first_step": "first_step",
+}
 _LARGEST_WHOLE_STATE = 512
 """Entries of a state up to which it is tried as one sample: a program is written out entry by entry."""
 FLOATS = (torch.float32, torch.float64)
@@ -142,31 +146,71 @@ def on_whole_states(func: Callable[..., Any], t: Tensor, y: Any) -> Any:
 
 def can_run(args: Arguments) -> bool:
     """Whether kernels can do what is asked for, whatever the function."""
-    solver, options = args.solver_class, args.options
+    solver = args.solver_class
     if not args.is_own or args.callbacks or args.event_fn is not None or args.t.shape[0] < 2:
         return False
     first = args.parts[0]
     if first.dtype not in FLOATS or any(part.dtype != first.dtype or part.numel() == 0 for part in args.parts):
         return False
     if is_adaptive(solver):
-        usual = options.get("norm") in (None, rms_norm if args.shapes is None else mixed_norm)
-        plain = not options.get("min_step") and options.get("step_t") is None and options.get("jump_t") is None
-        return usual and plain
+        return has_only(args, _ADAPTIVE)
     return is_fixed(solver) and is_plain_grid(args)
 
 
+_Allowed = dict[str, Callable[[Arguments, Any], bool]]
+
+
+def has_only(args: Arguments, allowed: _Allowed) -> bool:
+    """Whether all options that are given are among the allowed ones, with values that are allowed."""
+    return all(value is None or (key in allowed and allowed[key](args, value)) for key, value in args.options.items())
+
+
+def _positive(args: Arguments, value: Any) -> bool:
+    return bool(value > 0)
+
+
+def _anything(args: Arguments, value: Any) -> bool:
+    return True
+
+
+def _no(args: Arguments, value: Any) -> bool:
+    return not value
+
+
+_ADAPTIVE: _Allowed = {
+    "norm": lambda args, norm: norm is (rms_norm if args.shapes is None else mixed_norm),
+    "first_step": _positive,
+    "min_step": _no,
+    "max_step": _positive,
+    "safety": _positive,
+    "ifactor": _positive,
+    "dfactor": _positive,
+    "max_num_steps": _positive,
+    "dtype": _anything,  # of the times that callbacks and events get, and here are none
+}
+"""Options of adaptive methods that kernels, ``solve`` and their gradients obey, by what must hold of their values."""
+_GRID: _Allowed = {
+    "norm": _anything,  # of no use to fixed steps, and no error in torchdiffeq
+    "step_size": _anything,
+    "grid_constructor": _anything,
+    "interp": lambda args, interp: interp == "linear" or (interp == "cubic" and args.grid is None),
+    "perturb": _no,
+}
+"""Likewise of explicit and implicit methods on fixed grids."""
+_IMPLICIT: _Allowed = {**_GRID, "max_iters": _anything}
+
+
 def is_plain_grid(args: Arguments) -> bool:
-    """Whether the points of a fixed grid, and outputs linearly between them, are all that the options ask for."""
+    """Whether the points of a fixed grid, and outputs linearly between them, are all that the options ask for.
+
+    Points that depend on tensors that require grad, t among them, are left to the step-by-step solvers.
+    """
     options = args.options
-    varying_grid = torch.is_grad_enabled() and args.t.requires_grad  # the grid depends on t, and so do the steps
-    interp = options.get("interp", "linear")
-    simple = interp == "linear" or (interp == "cubic" and _grid_is_times(options))
-    both = options.get("step_size") is not None and options.get("grid_constructor") is not None
-    return simple and not (options.get("perturb") or varying_grid or both)
-
-
-def _grid_is_times(options: dict[str, Any]) -> bool:
-    return options.get("step_size") is None and options.get("grid_constructor") is None
+    if options.get("step_size") is not None and options.get("grid_constructor") is not None:
+        return False  # an error, which those solvers raise
+    varying = torch.is_grad_enabled() and args.t.requires_grad
+    allowed = _IMPLICIT if is_implicit(args.solver_class) else _GRID
+    return not varying and has_only(args, allowed) and not args.steps_vary
 
 
 def tolerances_of_rows(args: Arguments) -> tuple[Any, Any]:
@@ -218,7 +262,8 @@ def controller(args: Arguments) -> IController | None:
     options = args.options
     if not is_adaptive(args.solver_class):
         return None
-    given = {ours: float(options[theirs]) for theirs, ours in {**_CONTROL, **_STEPS}.items() if options.get(theirs)}
+    known = {theirs: options.get(theirs) for theirs in _CONTROL}
+    given = {_CONTROL[theirs]: float(value) for theirs, value in known.items() if value is not None}
     try:
         return IController(**given) if given else None
     except ValueError:  # values that only torchdiffeq's formulas allow
@@ -228,7 +273,7 @@ def controller(args: Arguments) -> IController | None:
 def max_steps(args: Arguments) -> int:
     """Limit on the steps of the whole solve, from the one on the steps between two outputs."""
     each = args.options.get("max_num_steps")
-    return _MANY_STEPS if each is None else max(1, int(each)) * (args.t.shape[0] - 1)
+    return _MANY_STEPS if each is None else int(each) * (args.t.shape[0] - 1)
 
 
 def grid(args: Arguments) -> tuple[Tensor, Any]:
@@ -236,16 +281,10 @@ def grid(args: Arguments) -> tuple[Tensor, Any]:
 
     Methods without step control step from each of these times to the next.
     """
-    options, t = args.options, args.t
-    if is_adaptive(args.solver_class) or _grid_is_times(options):
+    t = args.t
+    points = None if is_adaptive(args.solver_class) else args.grid
+    if points is None:
         return t, None
-    known = args.solver_times().detach()
-    constructor = options.get("grid_constructor")
-    if constructor is None:
-        points = regular_grid(known, options["step_size"])
-        points = -points if args.backward else points
-    else:
-        points = constructor(args.solver_function(), args.y0, t)
     return points.detach(), functools.partial(_read, points.tolist(), t.tolist())
 
 

@@ -297,9 +297,12 @@ class RungeKuttaGrid(FixedGridODESolver):
 
 
 def weighted(weights: Any, slopes: list[Tensor]) -> Tensor:
-    """sum_j weights[j] slopes[j], without the zero weights."""
+    """sum_j weights[j] slopes[j], without the zero weights; weights are numbers, or tensors with a graph."""
     total = None
     for weight, slope in zip(weights, slopes, strict=False):
-        if weight:
+        if isinstance(weight, Tensor):
+            term = weight.to(slope.dtype.to_real()) * slope
+            total = term if total is None else total + term
+        elif weight:
             total = slope * float(weight) if total is None else torch.add(total, slope, alpha=float(weight))
     return torch.zeros_like(slopes[0]) if total is None else total

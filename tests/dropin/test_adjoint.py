@@ -200,7 +200,7 @@ def test_second_derivatives() -> None:
 
 def test_second_derivative_of_the_adjoint_equation_is_an_error() -> None:
     y0 = state("rows").requires_grad_()
-    solution = fastode.odeint_adjoint(field_of("rows"), y0, FORWARD, adjoint_options={})
+    solution = fastode.odeint_adjoint(field_of("rows"), y0, FORWARD, options={"gradient": "adjoint"})
     (grad,) = torch.autograd.grad(loss_of(solution), y0, create_graph=True)
     with pytest.raises(RuntimeError, match="only once"):
         torch.autograd.grad(grad.sum(), y0)
