@@ -74,6 +74,7 @@ def _problem(field: Callable[..., Any], y0: Any, controls: Any, t: Any, **option
         "controller": None,
         "max_steps": 1,
         "dense": False,
+        "step_to_outputs": None,
     }
     unknown = options.keys() - settings.keys()
     if unknown:
@@ -150,7 +151,7 @@ def explain(
         backend: as for ``solve``.
         source: whether to show the source of the GPU kernels, too: that of the forward solve and, where a gradient may
             be asked for, that of the adjoint. It takes neither Triton nor a GPU.
-        **options: method, rtol, atol, step_size, controller, max_steps and dense of ``solve``.
+        **options: method, rtol, atol, step_size, controller, max_steps, dense and step_to_outputs of ``solve``.
 
     Raises:
         TypeError, ValueError: arguments that ``solve`` would refuse.

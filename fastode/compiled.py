@@ -36,7 +36,7 @@ _solve_outside = torch._dynamo.disable(solve_now, reason="only fields from fasto
 
 _SETTINGS = (
     "int field, str backend, str method, float rtol, float atol, float step_size, str controller, int max_steps, "
-    "int every, int max_bytes"
+    "bool step_to_outputs, int every, int max_bytes"
 )
 
 
@@ -65,6 +65,7 @@ def solve(field: Any, y0: Any, t: Any, **options: Any) -> Solution:
         math.nan if options["step_size"] is None else float(options["step_size"]),
         _controller_text(options["controller"]),
         max_steps,
+        bool(options["step_to_outputs"]),
         policy.every,
         policy.max_bytes or 0,
     )
@@ -88,6 +89,7 @@ def _fits(t: Any, options: dict[str, Any]) -> bool:
     if fixed and isinstance(t, Tensor) and t.requires_grad:
         return False  # the steps depend on t, which the operator's gradient does not know
     plain = not options["dense"] and explicit and options["backend"] in _NAMES
+    plain = plain and (options["step_to_outputs"] is None or isinstance(options["step_to_outputs"], bool))
     return numbers and step and gradient and plain
 
 
@@ -112,6 +114,7 @@ def _problem(
     step_size: float,
     controller: str,
     max_steps: int,
+    step_to_outputs: bool,
 ) -> tuple[Plan, Inputs, Capture, CapturedField, ProgramBackend]:
     captured = captured_field(field)
     given = None
@@ -134,6 +137,7 @@ def _problem(
         given,
         max_steps,
         False,
+        step_to_outputs,
     )
     found, _ = capture_field(plan.field, plan.times, inputs.y0.detach(), [c.detach() for c in inputs.controls])
     if isinstance(found, Refusal):

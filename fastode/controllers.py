@@ -10,7 +10,12 @@ err / (atol + rtol max(|y_n|, |y_{n+1}|)). A step is accepted when r_n <= 1. Wit
 
 which is the digital-filter form of Soderlind, "Automatic control and adaptive time-stepping", Numer. Algorithms 31
 (2002), and "Digital filters in adaptive time-stepping", ACM TOMS 29 (2003). A ratio that is not finite takes
-min_factor.
+min_factor. Where a step was cut at an output time, its ratio says little: the next step is at least as long as the one
+that was cut, and r_{n-1}, r_{n-2} stay those of the steps before.
+
+The clock. A step of size h leads to t_{n+1} = fl(t_n + h) in float64, and the step that is taken is t_{n+1} - t_n, so
+that clock and state agree however large t is; only a step cut at a given time ends there exactly. Fixed steps hand what
+the rounding took from one on to the next, so that a million of them end where they should.
 """
 
 from __future__ import annotations
@@ -28,7 +33,19 @@ LAST_STEP_STRETCH = 1e-8
 """A step that would leave less than this fraction of itself before the end is stretched to the end."""
 
 MIN_STEP_ULPS = 16.0
-"""No step is shorter than this many units of float64 rounding of the time: the clock must move."""
+"""No adaptive step is shorter than this many units of float64 rounding of the time at its start: the clock must move."""
+
+
+def shortest_step(t: Tensor, dtype: torch.dtype, min_step: float = 0.0) -> Tensor:
+    """The least size (B,) of a step from times t (B,) float64: the clock moves, and the size is not zero in ``dtype``.
+
+    Args:
+        t: start of the step.
+        dtype: of the state.
+        min_step: the controller's.
+    """
+    ulps = MIN_STEP_ULPS * torch.finfo(torch.float64).eps * t.abs()
+    return ulps.clamp_min(max(min_step, torch.finfo(dtype).tiny))
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
@@ -50,7 +67,8 @@ class PIDController:
         min_factor: least ratio of successive steps, in (0, 1).
         max_factor: greatest ratio of successive steps, > 1.
         min_step: least step, in units of t, >= 0. A step of this size that is still rejected ends the sample with
-            ``Status.STEP_UNDERFLOW``. Only the last step before the end may be shorter.
+            ``Status.STEP_UNDERFLOW``. Only a step that is cut at the end, or at an output, may be shorter. By default
+            the least step is a few roundings of the time at its start.
         max_step: greatest step, in units of t, > 0.
         first_step: size of the first step, in units of t; ``None`` chooses it by Hairer, Norsett and Wanner, "Solving
             Ordinary Differential Equations I", section II.4, at the price of one evaluation of the field.
@@ -96,8 +114,8 @@ class PIDController:
         p, i, d = self.pcoeff, self.icoeff, self.dcoeff
         return (p + i + d) * error_exponent, -(p + 2 * d) * error_exponent, d * error_exponent
 
-    def constants(self, error_exponent: float) -> dict[str, float]:
-        """Everything that kernels need, the values of ``csrc/core/step_control.h``; fixed steps use the last two."""
+    def constants(self, error_exponent: float, step_to_outputs: bool) -> dict[str, float]:
+        """Everything that kernels need, the values of ``csrc/core/step_control.h``."""
         b1, b2, b3 = self.exponents(error_exponent)
         return {
             "exponent": error_exponent,
@@ -112,6 +130,7 @@ class PIDController:
             "ratio_floor": RATIO_FLOOR,
             "last_stretch": LAST_STEP_STRETCH,
             "min_ulps": MIN_STEP_ULPS,
+            "to_outputs": float(step_to_outputs),
         }
 
     def factor(

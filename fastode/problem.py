@@ -38,6 +38,7 @@ class Plan:
         starts_again: whether an output after the first is at the start, too, for any sample.
         max_steps: limit on attempted steps per sample.
         dense: whether the polynomial of each step is kept.
+        step_to_outputs: whether steps end at every output time.
     """
 
     field: FlatField
@@ -50,6 +51,7 @@ class Plan:
     starts_again: bool
     max_steps: int
     dense: bool
+    step_to_outputs: bool = False
 
     @property
     def batch(self) -> int:
@@ -259,6 +261,7 @@ def make_problem(
     controller: PIDController | None,
     max_steps: int,
     dense: bool,
+    step_to_outputs: bool | None = None,
 ) -> tuple[Plan, Inputs]:
     """Checks everything that can be checked before the field is first called. Raises as ``solve`` documents."""
     if not callable(field) or isinstance(field, type):
@@ -276,6 +279,8 @@ def make_problem(
     tableau = get_tableau(method)
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}")
+    if step_to_outputs is not None and not isinstance(step_to_outputs, bool):
+        raise TypeError(f"step_to_outputs must be True, False or None, got {step_to_outputs!r}")
     if controller is not None and not isinstance(controller, PIDController):
         raise TypeError(f"controller must be a PIDController, got {type(controller).__name__}")
     fixed: Tensor | None = None
@@ -304,6 +309,7 @@ def make_problem(
         starts_again=starts_again,
         max_steps=min(max_steps, 2**62),  # kernels count in 64 bits
         dense=dense,
+        step_to_outputs=bool(step_to_outputs),
     )
     varying: Tensor | None = None
     if isinstance(step_size, Tensor) and may_vary(step_size) and (torch.is_grad_enabled() or differentiation_hidden()):

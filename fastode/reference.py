@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS, PIDController, power
+from fastode.controllers import LAST_STEP_STRETCH, PIDController, power, shortest_step
 from fastode.fixed_clock import fixed_clock
 from fastode.hostflags import host_any, host_flags, may_vary
 from fastode.interpolant import basis
@@ -141,15 +141,15 @@ def initial_step(
     d0, d1 = rms(y / scale), rms(k1 / scale)
     span = (plan.times[-1] - t).abs()
     h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
-    h0 = torch.where(torch.isfinite(h0), h0, 1e-6).minimum(span)
+    h0 = torch.where(torch.isfinite(h0) & (h0 > 0), h0, 1e-6).minimum(span)
     probe = field(t + direction * h0, y + (direction * h0).to(y.dtype)[:, None] * k1)
     d2 = rms((probe - k1) / scale) / h0
     steepest = torch.maximum(d1, d2)
     h1 = torch.where(
         steepest <= 1e-15, (h0 * 1e-3).clamp_min(1e-6), power(0.01 / steepest, plan.tableau.error_exponent)
     )
-    guess = torch.where(torch.isfinite(h1), torch.minimum(100 * h0, h1), h0)
-    return guess
+    guess = torch.where(torch.isfinite(h1) & (h1 > 0), torch.minimum(100 * h0, h1), h0)
+    return guess.maximum(shortest_step(t, y.dtype, controller.min_step)).clamp_max(controller.max_step)
 
 
 def integrate(
@@ -182,7 +182,6 @@ def _integrate(
     tableau, controller, times = plan.tableau, plan.controller, plan.times
     t, end = times[0], times[-1]
     direction = torch.sign(end - t)
-    shortest = MIN_STEP_ULPS * torch.finfo(torch.float64).eps * torch.maximum(t.abs(), end.abs())
     zeros = torch.zeros_like(t + y.sum(1)).to(torch.int64)  # batched by vmap wherever t or y is
     n_accepted, n_rejected, n_evals = zeros, zeros, zeros + 1
     status = torch.where(direction == 0, int(Status.SUCCESS), zeros + RUNNING)
@@ -192,13 +191,12 @@ def _integrate(
         assert plan.step_size is not None
         h = plan.step_size
     else:
-        shortest = shortest.clamp_min(controller.min_step)
         if controller.first_step is None:
             h = initial_step(plan, controller, field, t, y, k1, direction)
             n_evals = n_evals + 1
         else:
-            h = torch.full_like(t, controller.first_step)
-        h = torch.maximum(h, shortest).clamp_max(controller.max_step)
+            shortest = shortest_step(t, y.dtype, controller.min_step)
+            h = torch.full_like(t, controller.first_step).maximum(shortest).clamp_max(controller.max_step)
     previous = before = torch.ones_like(h)
     attempts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     last_step, last_ratio = torch.full_like(t, torch.nan), torch.full_like(t, torch.nan)
@@ -206,36 +204,43 @@ def _integrate(
     while host_any(status == RUNNING):
         running = status == RUNNING
         next_output = torch.where(direction * (times - t) > 0, direction * times, torch.inf).min(0).values * direction
-        target = torch.where(torch.isinf(h) & running, next_output, end)
+        to_output = torch.isinf(h) | plan.step_to_outputs
+        target = torch.where(to_output & running, next_output, end)
         room = (target - t).abs()
-        last = h * (1 + LAST_STEP_STRETCH) >= room
-        tried = torch.where(last, room, h)
-        step = torch.where(running, direction * tried, 0.0)
+        cut = h * (1 + LAST_STEP_STRETCH) >= room
+        t_next = torch.where(running, torch.where(cut, target, t + direction * h), t)
+        step = t_next - t
+        tried = torch.minimum(step.abs(), h)
+        moves = step != 0
         y1, stages = rk_step(tableau, field, t, step, y, k1)
         finite = torch.isfinite(y1).all(1) & torch.isfinite(stages[-1]).all(1)
         if controller is None:
-            accept = running & finite
-            status = torch.where(running & ~finite, int(Status.NON_FINITE), status)
+            assert plan.step_size is not None
+            accept = finite & moves
+            failure = torch.where(finite, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE))
+            status = torch.where(running & ~accept, failure, status)
+            h = torch.where(running, plan.step_size + torch.where(cut, 0.0, h - step.abs()), h)
         else:
             assert tableau.e is not None
             error = step.to(y.dtype)[:, None] * sum_products(tableau.e, stages)
             ratio = rms(error / tolerance(plan, torch.maximum(y.abs(), y1.abs())))
             ratio = torch.where(finite, ratio, torch.nan)
-            accept = running & (ratio <= 1)
+            accept = moves & (ratio <= 1)
             reject = running & ~accept
             last_ratio = torch.where(running, ratio, last_ratio)
-            stuck = reject & (tried <= shortest)
+            stuck = reject & (tried <= shortest_step(t, y.dtype, controller.min_step))
             failure = torch.where(ratio.isnan(), int(Status.NON_FINITE), int(Status.STEP_UNDERFLOW))
             status = torch.where(stuck, failure, status)
             factor = controller.factor(tableau.error_exponent, ratio, previous, before, accept)
-            h = torch.where(running, (tried * factor).maximum(shortest).clamp_max(controller.max_step), h)
-            before = torch.where(accept, previous, before)
-            previous = torch.where(accept, ratio, previous)
+            size = torch.where(accept & cut, (tried * factor).maximum(h), tried * factor)
+            shortest = shortest_step(torch.where(accept, t_next, t), y.dtype, controller.min_step)
+            h = torch.where(running, size.maximum(shortest).clamp_max(controller.max_step), h)
+            before = torch.where(accept & ~cut, previous, before)
+            previous = torch.where(accept & ~cut, ratio, previous)
         last_step = torch.where(running, step, last_step)
         n_accepted = n_accepted + accept
         n_rejected = n_rejected + (running & ~accept)
         n_evals = n_evals + running * (tableau.n_stages - 1)
-        t_next = torch.where(last, target, t + step)
         attempts.append((t, t_next, step, accept))
         if on_step is not None:
             on_step(t, torch.where(accept, step, 0.0), y, stages)

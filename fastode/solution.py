@@ -105,6 +105,9 @@ class DenseOutput:
         n_accepted: (B,) int64.
         first, reached: (B,) float64, the interval that is covered.
         y0: (B, D), value of samples that took no step.
+        slope: (B, D), the field at the start, for the derivatives by time of samples that took no step; None where
+            there are none.
+        origin: (B,) float64, the start with its graph; goes with ``slope``.
     """
 
     start: Tensor
@@ -115,11 +118,17 @@ class DenseOutput:
     first: Tensor
     reached: Tensor
     y0: Tensor
+    slope: Tensor | None = None
+    origin: Tensor | None = None
 
     def __call__(self, t: Tensor) -> Tensor:
         """States (M, B, D) at times (M, B) float64; NaN outside a sample's interval."""
+        resting = self.y0.expand(t.shape[0], *self.y0.shape)
+        if self.slope is not None and self.origin is not None:
+            apart = t - self.origin
+            resting = resting + (apart - apart.detach()).to(resting.dtype)[..., None] * self.slope
         if self.start.shape[0] == 0:
-            value = self.y0.expand(t.shape[0], *self.y0.shape)
+            value = resting
         else:
             direction = torch.sign(self.reached - self.first)
             passed = direction * (t[:, None, :] - self.start) >= 0
@@ -133,7 +142,7 @@ class DenseOutput:
             for k, weight in enumerate(weights, 1):  # in this order for any number of samples
                 change = change + weight[..., None] * coefs[:, :, k]
             value = coefs[:, :, 0] + change
-            value = torch.where((self.n_accepted > 0)[:, None], value, self.y0)
+            value = torch.where((self.n_accepted > 0)[:, None], value, resting)
         low = torch.minimum(self.first, self.reached)
         high = torch.maximum(self.first, self.reached)
         return torch.where(((t >= low) & (t <= high))[..., None], value, torch.nan)
@@ -178,10 +187,11 @@ class Solution:
         return self.outcome.stats
 
     def interpolate(self, t: Any) -> Any:
-        """The states at any times inside the interval of the solve, differentiable in whatever ys is.
+        """The states at any times inside the interval of the solve, differentiable in whatever ys is, and in t.
 
         Args:
-            t: a number, (M,) or (M, B) times.
+            t: a number, (M,) or (M, B) times. One that equals an end of the interval in the dtype in which t, or the
+                solve's times, are given is that end: 0.1 lies inside of a solve from float32's 0.1, which is greater.
 
         Returns:
             Tree of (B, *state) for a number, of (M, B, *state) otherwise; NaN after the failure of a failed sample.
@@ -197,9 +207,15 @@ class Solution:
         if times.ndim > 2 or (times.ndim == 2 and times.shape[1] != batch):
             raise ValueError(f"t must be a number or of shape (M,) or (M, B) with B={batch}, got {tuple(times.shape)}")
         query = times if times.ndim == 2 else times.reshape(-1, 1).expand(-1, batch)
-        ends = self.t.detach().double()
+        ends = self.t.detach()
+        kinds = [x.dtype for x in (t, ends) if isinstance(x, Tensor) and x.is_floating_point()]
+        coarse = max(kinds, key=lambda kind: torch.finfo(kind).eps, default=torch.float64)
+        ends = ends.double()
         low, high = torch.minimum(ends[0], ends[-1]), torch.maximum(ends[0], ends[-1])
-        if host_any(~((query >= low) & (query <= high))):
+        nearest = torch.minimum(torch.maximum(query.detach(), low), high)
+        same = query.detach().to(coarse) == nearest.to(coarse)
+        query = query + torch.where(same, nearest - query.detach(), 0.0)
+        if host_any(~same):
             raise ValueError(
                 f"t must lie inside the interval of the solve, [{float(low.min()):.6g}, {float(high.max()):.6g}]"
             )

@@ -16,9 +16,9 @@ from fastode.controllers import PIDController
 from fastode.events.chain import solve_events
 from fastode.events.event import Event, FlatEvents, check_events
 from fastode.execute import Gradient, check_gradient, execute
-from fastode.hostflags import differentiation_hidden, transforms_active
+from fastode.hostflags import differentiation_hidden, host_any, transforms_active
 from fastode.problem import Inputs, Plan, make_problem
-from fastode.solution import Outcome, Solution
+from fastode.solution import DenseOutput, Outcome, Solution
 from fastode.status import SolveError, Status
 from fastode.tableaus import Tableau
 from fastode.tracers import refuse_tracers
@@ -39,6 +39,7 @@ def solve(
     backend: str = "auto",
     max_steps: int = 100_000,
     dense: bool = False,
+    step_to_outputs: bool | None = None,
     on_failure: Literal["raise", "nan"] = "raise",
     events: Event | Sequence[Event] | None = None,
 ) -> Solution:
@@ -70,7 +71,8 @@ def solve(
             or ``dense`` read before their end.
         step_size: fixed steps of this size, in units of t, a number or (B,); the last step is shortened or, by less
             than 1e-8 of itself, stretched. Methods without an error estimate take by default one step from each
-            output time to the next.
+            output time to the next. A step too small for the float64 clock at its time ends the sample with
+            ``Status.STEP_UNDERFLOW``.
         controller: step-size control, ``IController()`` by default.
         gradient: ``"checkpoint"``, the exact discrete adjoint from a record of the accepted steps, or a ``Checkpoint``
             that keeps fewer states; ``"backprop"``, automatic differentiation through the accepted steps, to any order
@@ -83,6 +85,9 @@ def solve(
             programs; ``"stepped"`` calls the field, and torch's products depend on the size of the batch.
         max_steps: limit on the attempted steps of each sample.
         dense: keep the polynomial of every step for ``Solution.interpolate``.
+        step_to_outputs: ``True`` ends a step at every output time of the sample, so that outputs are ends of steps and
+            not read from polynomials; the next step is as long as if the one before had not been cut. Fixed steps
+            start again there. ``False`` lets steps pass outputs. ``None`` does as the method needs.
         on_failure: ``"raise"`` raises ``SolveError`` if a sample fails; ``"nan"`` returns NaN for that sample after the
             last time it reached, with zero gradient from the whole sample, and leaves the others untouched.
         events: functions of time and state at whose changes of sign a sample ends, is recorded or goes on from another
@@ -117,6 +122,7 @@ def solve(
         backend=backend,
         max_steps=max_steps,
         dense=dense,
+        step_to_outputs=step_to_outputs,
         on_failure=on_failure,
         events=events,
     )
@@ -137,6 +143,7 @@ def solve_now(
     backend: str,
     max_steps: int,
     dense: bool,
+    step_to_outputs: bool | None,
     on_failure: str,
     events: Any = None,
 ) -> Solution:
@@ -146,7 +153,9 @@ def solve_now(
         raise ValueError(f"on_failure must be 'raise' or 'nan', got {on_failure!r}")
     check_gradient(gradient, backend)
     field = uncaptured(field)
-    plan, inputs = make_problem(field, y0, t, controls, method, rtol, atol, step_size, controller, max_steps, dense)
+    plan, inputs = make_problem(
+        field, y0, t, controls, method, rtol, atol, step_size, controller, max_steps, dense, step_to_outputs
+    )
     if events is not None:
         return _with_events(plan, inputs, t, check_events(events), gradient, backend, on_failure)
     ys, coefs, result = execute(plan, inputs, gradient, backend)
@@ -154,7 +163,20 @@ def solve_now(
         if transforms_active():
             raise RuntimeError("samples failed, and torch.func hides which; on_failure='nan' and Solution.status tell")
         raise SolveError(result.status, result.reached, result.outcome.last_step, result.outcome.last_ratio)
-    return _solution(t, ys, coefs, result, plan.field.state)
+    dense = None
+    if coefs is not None and result.dense is not None:
+        dense = _with_slopes(replace(result.dense, coefs=coefs, y0=ys[0].clone()), plan, inputs)
+    return _solution(t, ys, dense, result, plan.field.state)
+
+
+def _with_slopes(dense: DenseOutput, plan: Plan, inputs: Inputs) -> DenseOutput:
+    """With the field at the start, if there are samples that have nowhere to go."""
+    resting = plan.times[0] == plan.times[-1]
+    if not host_any(resting):
+        return dense
+    slope = plan.field(inputs.times[0], inputs.y0, inputs.controls).clone()
+    known = resting[:, None] & torch.isfinite(slope)
+    return replace(dense, slope=torch.where(known, slope, 0.0), origin=inputs.times[0])
 
 
 def _with_events(
@@ -197,8 +219,7 @@ def _with_events(
     return Solution(given.to(solved.ys.device), ys, outcome, spec, solved.dense, solved.events, *who)
 
 
-def _solution(t: Any, ys: Tensor, coefs: Tensor | None, result: Forward, spec: Any) -> Solution:
-    dense = None if coefs is None or result.dense is None else replace(result.dense, coefs=coefs, y0=ys[0].clone())
+def _solution(t: Any, ys: Tensor, dense: DenseOutput | None, result: Forward, spec: Any) -> Solution:
     given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device=ys.device)
     given = given if given.device == ys.device else given.to(ys.device)
     ys = ys if ys.dtype is spec.dtype else ys.to(spec.dtype)

@@ -30,6 +30,7 @@ CONTROL = {
     "ratio_floor": RATIO_FLOOR,
     "last_stretch": LAST_STEP_STRETCH,
     "min_ulps": MIN_STEP_ULPS,
+    "to_outputs": 0.0,
 }
 
 

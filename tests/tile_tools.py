@@ -73,6 +73,7 @@ def control_of(name, controller=None):
             "ratio_floor": RATIO_FLOOR,
             "last_stretch": LAST_STEP_STRETCH,
             "min_ulps": MIN_STEP_ULPS,
+            "to_outputs": 0.0,
         }
     )
 

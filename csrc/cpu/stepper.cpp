@@ -119,7 +119,6 @@ void Stepper<T>::start(const T* y0, const T* k1) {
         lane.t = time(0, b);
         lane.end = time(spec_.n_times - 1, b);
         lane.direction = lane.end > lane.t ? 1.0 : lane.end < lane.t ? -1.0 : 0.0;
-        lane.shortest = shortest_step(control_, lane.t, lane.end);
         lane.previous = lane.before = 1.0;
         while (lane.next_output < spec_.n_times && time(lane.next_output, b) == lane.t) {
             std::copy_n(y0 + b * width, width, spec_.ys + (lane.next_output++ * batch + b) * width);
@@ -131,7 +130,7 @@ void Stepper<T>::start(const T* y0, const T* k1) {
         if (spec_.step_size != nullptr) {
             lane.h = spec_.step_size[b];
         } else if (spec_.first_step > 0.0) {
-            lane.h = std::min(std::max(spec_.first_step, lane.shortest), control_.max_step);
+            lane.h = bounded_step<T>(control_, spec_.first_step, lane.t);
         }
     }
 }
@@ -164,7 +163,7 @@ void Stepper<T>::choose_first_step(const T* value) {
     for (size_t i = 0; i < lane_.size(); ++i) {
         Lane& lane = lane_[i];
         const double h = first_step(h0_[i], d1_[i], d2[i] / h0_[i], control_.exponent);
-        lane.h = std::min(std::max(h, lane.shortest), control_.max_step);
+        lane.h = bounded_step<T>(control_, h, lane.t);
         ++stats_.n_evals[static_cast<size_t>(lane.sample)];
     }
 }
@@ -173,16 +172,13 @@ template <class T>
 void Stepper<T>::begin_step() {
     for (size_t i = 0; i < lane_.size(); ++i) {
         Lane& lane = lane_[i];
-        lane.step = 0.0;
+        lane.attempt = {0.0, lane.t, false};
         if (stats_.status[static_cast<size_t>(lane.sample)] == static_cast<int64_t>(Status::running)) {
-            double target = lane.end;
-            if (std::isinf(lane.h)) target = time(lane.next_output, lane.sample);
-            const double room = std::abs(target - lane.t);
-            const bool last = lane.h * (1 + control_.last_stretch) >= room;
-            lane.step = lane.direction * (last ? room : lane.h);
-            lane.t_next = last ? target : lane.t + lane.step;
+            const bool to_output = ends_at_output(control_, lane.h);
+            const double target = to_output ? time(lane.next_output, lane.sample) : lane.end;
+            lane.attempt = plan_attempt(control_, lane.t, lane.h, lane.direction, target);
         }
-        step_[i] = lane.step;
+        step_[i] = lane.attempt.step;
     }
 }
 
@@ -207,19 +203,24 @@ bool Stepper<T>::decide(Lane& lane, double ratio) {
     int64_t& status = stats_.status[static_cast<size_t>(lane.sample)];
     stats_.n_evals[static_cast<size_t>(lane.sample)] += method_.s - 1;
     const bool finite = ratio == ratio;
-    const double tried = std::abs(lane.step);
+    const Attempt& attempt = lane.attempt;
+    const double tried = tried_size(attempt.step, lane.h);
     const bool adaptive = spec_.step_size == nullptr;
-    const bool accepted = adaptive ? ratio <= 1.0 : finite;
-    if (!accepted && (!adaptive || tried <= lane.shortest)) {
+    const bool accepted = attempt.step != 0.0 && (adaptive ? ratio <= 1.0 : finite);
+    if (!accepted && (!adaptive || tried <= shortest_step<T>(control_, lane.t))) {
         status = static_cast<int64_t>(finite ? Status::step_underflow : Status::non_finite);
     }
     if (adaptive) {
         const double factor = step_factor(control_, ratio, lane.previous, lane.before, accepted);
-        lane.h = std::min(std::max(tried * factor, lane.shortest), control_.max_step);
-        if (accepted) {
+        const bool kept = accepted && attempt.cut;
+        const double size = kept ? std::max(tried * factor, lane.h) : tried * factor;
+        lane.h = bounded_step<T>(control_, size, accepted ? attempt.t_next : lane.t);
+        if (accepted && !kept) {
             lane.before = lane.previous;
             lane.previous = ratio;
         }
+    } else {
+        lane.h = fixed_step_after(spec_.step_size[lane.sample], lane.h, attempt.step, attempt.cut);
     }
     return accepted;
 }
@@ -255,7 +256,7 @@ int64_t Stepper<T>::finish_step(const T* y1, const T* value) {
         lane.keep = nullptr;
         lane.row = row;
         if (!lane.accepted) continue;
-        if (record_ != nullptr) lane.keep = record_->append(lane.sample, lane.t, lane.t_next, lane.step);
+        if (record_ != nullptr) lane.keep = record_->append(lane.sample, lane.t, lane.attempt.t_next, lane.attempt.step);
         ++row;
     }
     over_rows(n, width * method_.s, [&](int64_t begin, int64_t end) {
@@ -270,7 +271,7 @@ int64_t Stepper<T>::finish_step(const T* y1, const T* value) {
         const auto b = static_cast<size_t>(lane.sample);
         int64_t& status = stats_.status[b];
         if (lane.accepted) {
-            lane.t = stats_.reached[b] = lane.t_next;
+            lane.t = stats_.reached[b] = lane.attempt.t_next;
             if (lane.t == lane.end) status = static_cast<int64_t>(Status::success);
         }
         if (status != static_cast<int64_t>(Status::running)) continue;
@@ -320,13 +321,13 @@ void Stepper<T>::store(Lane& lane, int64_t index, const T* y1, const T* value) {
     }
     for (; lane.next_output < spec_.n_times; ++lane.next_output) {
         const double t = time(lane.next_output, lane.sample);
-        if (lane.direction * (lane.t_next - t) < 0.0) break;
+        if (lane.direction * (lane.attempt.t_next - t) < 0.0) break;
         T* out = spec_.ys + (lane.next_output * spec_.batch + lane.sample) * width;
-        if (t == lane.t_next) {
+        if (t == lane.attempt.t_next) {
             std::copy_n(new_y, width, out);
             continue;
         }
-        const double theta = (t - lane.t) / lane.step;
+        const double theta = (t - lane.t) / lane.attempt.step;
         bernstein_basis(theta, method_.degree, phi);
         for (int j = 0; j < s; ++j) {
             weights[j] = 0.0;

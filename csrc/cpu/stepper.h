@@ -67,8 +67,8 @@ public:
 private:
     struct Lane {
         int64_t sample, next_output, row;  // row: place of this step's polynomial
-        double t, h, end, direction, shortest, previous, before;
-        double step, t_next;  // the attempt: signed size and where it leads
+        double t, h, end, direction, previous, before;
+        Attempt attempt;
         T* keep;              // where the record wants the state; null: nowhere
         bool accepted;
     };

@@ -21,33 +21,30 @@ FASTODE_HOST_DEVICE inline double step_factor_f32(const StepControl& c, double r
 }
 
 struct Clock {
-    double t, h, step, target, end, direction, shortest, previous, before;
+    double t, h, step, target, end, direction, previous, before;
+    double fixed;  // size of fixed steps
+    bool cut;      // whether the attempt was cut at the target
     int64_t accepted, rejected, evals;
     Status status;
 
-    FASTODE_HOST_DEVICE void start(const StepControl& control, double from, double to, bool finite) {
+    FASTODE_HOST_DEVICE void start(double from, double to, bool finite) {
         t = from;
         end = to;
         direction = end > t ? 1.0 : end < t ? -1.0 : 0.0;
-        shortest = shortest_step(control, t, end);
+        h = step = target = fixed = 0.0;
+        cut = false;
         previous = before = 1.0;
         accepted = rejected = 0;
         evals = 1;
         status = direction == 0.0 ? Status::success : finite ? Status::running : Status::non_finite;
     }
 
-    FASTODE_HOST_DEVICE void set_size(const StepControl& control, double size) {
-        const double longer = size < shortest ? shortest : size;
-        h = control.max_step < longer ? control.max_step : longer;
-    }
-
-    // Size and end of the next attempt; next_output is where a step of infinite size leads.
+    // Size and end of the next attempt; next_output is read if steps end at outputs.
     FASTODE_HOST_DEVICE void plan(const StepControl& control, double next_output) {
-        const double to = h - h == 0.0 ? end : next_output;
-        const double room = fabs(to - t);
-        const bool last = h * (1 + control.last_stretch) >= room;
-        step = direction * (last ? room : h);
-        target = last ? to : t + step;
+        const Attempt attempt = plan_attempt(control, t, h, direction, ends_at_output(control, h) ? next_output : end);
+        step = attempt.step;
+        target = attempt.t_next;
+        cut = attempt.cut;
     }
 
     // Accepts or rejects the attempt by its error ratio, NaN if the new state, in T, is not finite. Leaves the time.
@@ -55,19 +52,23 @@ struct Clock {
     FASTODE_HOST_DEVICE bool judge(const StepControl& control, double ratio, bool adaptive, int stages) {
         evals += stages - 1;
         const bool known = ratio == ratio;
-        const double tried = fabs(step);
-        const bool accept = adaptive ? ratio <= 1.0 : known;
-        if (!accept && (!adaptive || tried <= shortest)) {
+        const double tried = tried_size(step, h);
+        const bool accept = step != 0.0 && (adaptive ? ratio <= 1.0 : known);
+        if (!accept && (!adaptive || tried <= shortest_step<T>(control, t))) {
             status = known ? Status::step_underflow : Status::non_finite;
         }
         if (adaptive) {
             const double factor = sizeof(T) == 4 ? step_factor_f32(control, ratio, previous, before, accept)
                                                  : step_factor(control, ratio, previous, before, accept);
-            set_size(control, tried * factor);
-            if (accept) {
+            const bool kept = accept && cut;
+            const double grown = tried * factor, size = kept && grown < h ? h : grown;
+            h = bounded_step<T>(control, size, accept ? target : t);
+            if (accept && !kept) {
                 before = previous;
                 previous = ratio;
             }
+        } else {
+            h = fixed_step_after(fixed, h, step, cut);
         }
         ++(accept ? accepted : rejected);
         return accept;

@@ -91,7 +91,7 @@ struct NetForward {
             const T old_size = fabs(y.at(rank, 0)), new_y = other.at(rank, 0), new_size = fabs(new_y);
             const T size = new_size > old_size ? new_size : old_size;
             const T raw = multiply_add(rtol.at(rank, 0), size, atol.at(rank, 0));
-            const T tiny = sizeof(T) == 4 ? static_cast<T>(1.17549435e-38F) : static_cast<T>(2.2250738585072014e-308);
+            const T tiny = smallest_normal<T>();
             const auto quotient = static_cast<double>(numerator(rank) / (raw > tiny ? raw : tiny));
             const T last = stage(i, rank);
             return quotient * quotient + static_cast<double>((new_y - new_y) + (last - last));
@@ -108,7 +108,7 @@ struct NetForward {
         evaluate(1);
         const double d2 = norm([&](int rank) { return stage(1, rank) - stage(0, rank); }, y, 0);
         // A NaN or an infinity in the probing evaluation must come through as one.
-        clock.set_size(a.control, first_step(h0, d1, d2 / h0, a.control.exponent));
+        clock.h = bounded_step<T>(a.control, first_step(h0, d1, d2 / h0, a.control.exponent), clock.t);
         ++clock.evals;
     }
 
@@ -184,7 +184,7 @@ struct NetForward {
             const T now = y.at(rank, 0), slope = stage(0, rank);
             return static_cast<double>((now - now) + (slope - slope));
         });
-        clock.start(a.control, time(0, b), time(a.n_times - 1, b), poison == 0.0);
+        clock.start(time(0, b), time(a.n_times - 1, b), poison == 0.0);
         group.each([&](int rank) {
             if (a.k1 != nullptr && writes(rank)) a.k1[b * a.width + Field::row_of(rank)] = stage(0, rank);
         });
@@ -193,11 +193,10 @@ struct NetForward {
                 if (writes(rank)) a.ys[(output * a.batch + b) * a.width + Field::row_of(rank)] = y.at(rank, 0);
             });
         }
-        clock.h = clock.step = clock.target = 0.0;
         if (a.step_size != nullptr) {
-            clock.h = a.step_size[b];
+            clock.h = clock.fixed = a.step_size[b];
         } else if (a.first_step > 0.0) {
-            clock.set_size(a.control, a.first_step);
+            clock.h = bounded_step<T>(a.control, a.first_step, clock.t);
         } else {
             choose_first_step(clock);
         }
@@ -206,7 +205,8 @@ struct NetForward {
     // Goes on where a sample ran out of pages. The field there is computed again: the same bits.
     FASTODE_HOST_DEVICE void resume(Clock& clock, int64_t b, int64_t& output) {
         evaluate(0);
-        clock.start(a.control, time(0, b), time(a.n_times - 1, b), true);
+        clock.start(time(0, b), time(a.n_times - 1, b), true);
+        if (a.step_size != nullptr) clock.fixed = a.step_size[b];
         clock.t = real(kNetTime, b);
         clock.h = real(kNetSize, b);
         clock.previous = real(kNetPrevious, b);
@@ -240,7 +240,7 @@ struct NetForward {
         const int s = a.method.s;
         while (clock.status == Status::running) {
             if (a.recorded && !make_room(clock, b)) break;
-            clock.plan(a.control, clock.h - clock.h == 0.0 ? 0.0 : time(output, b));
+            clock.plan(a.control, ends_at_output(a.control, clock.h) ? time(output, b) : 0.0);
             for (int i = 1; i < s; ++i) {
                 combine(a.method.a + i * (i - 1) / 2, i, clock.step, value);
                 evaluate(i);

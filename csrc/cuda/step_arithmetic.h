@@ -11,13 +11,6 @@ namespace fastode {
 FASTODE_HOST_DEVICE inline bool finite(double x) { return x - x == 0.0; }
 FASTODE_HOST_DEVICE inline float magnitude(float x) { return fabsf(x); }
 FASTODE_HOST_DEVICE inline double magnitude(double x) { return fabs(x); }
-FASTODE_HOST_DEVICE inline double least(double a, double b) { return b < a ? b : a; }
-FASTODE_HOST_DEVICE inline double greatest(double a, double b) { return a < b ? b : a; }
-
-template <class T>
-FASTODE_HOST_DEVICE inline T smallest_normal() {
-    return sizeof(T) == 4 ? static_cast<T>(1.17549435e-38F) : static_cast<T>(2.2250738585072014e-308);
-}
 
 // Adds to a counter that other samples may be adding to, and returns what it was before.
 FASTODE_HOST_DEVICE inline int64_t take(int64_t* counter, int64_t amount) {
@@ -71,14 +64,13 @@ template <class T>
 FASTODE_HOST_DEVICE inline void plan_attempt(const SampleState<T>& s) {
     s.real(kStep) = 0.0;
     if (!s.is(Status::running)) return;
-    const double h = s.real(kNextSize), t = s.real(kTime), end = s.real(kEnd);
-    const double target = h - h == 0.0 ? end : s.time(s.whole(kNextOutput));
-    const double room = fabs(target - t);
-    const bool last = h * (1 + s.a.control.last_stretch) >= room;
-    const double step = s.real(kDirection) * (last ? room : h);
-    s.real(kStep) = step;
-    s.real(kTarget) = last ? target : t + step;
-    if (!last || target != end) s.a.counters[kGoingOn] = 1;  // many write it, all the same
+    const double h = s.real(kNextSize), end = s.real(kEnd);
+    const double target = ends_at_output(s.a.control, h) ? s.time(s.whole(kNextOutput)) : end;
+    const Attempt attempt = plan_attempt(s.a.control, s.real(kTime), h, s.real(kDirection), target);
+    s.real(kStep) = attempt.step;
+    s.real(kTarget) = attempt.t_next;
+    s.real(kCut) = attempt.cut ? 1.0 : 0.0;
+    if (attempt.t_next != end) s.a.counters[kGoingOn] = 1;  // many write it, all the same
 }
 
 // State at the start of a solve, and the outputs there. Lane = sample.
@@ -102,9 +94,8 @@ FASTODE_HOST_DEVICE void start_sample(const Group& group, const StepState<T>& a,
         s.real(kTime) = t;
         s.real(kEnd) = end;
         s.real(kDirection) = direction;
-        s.real(kShortest) = shortest_step(a.control, t, end);
         s.real(kPrevious) = s.real(kBefore) = 1.0;
-        s.real(kStep) = s.real(kNextSize) = s.real(kTarget) = 0.0;
+        s.real(kStep) = s.real(kNextSize) = s.real(kTarget) = s.real(kCut) = 0.0;
         s.real(kFrom) = s.real(kTo) = s.real(kSize) = 0.0;
         int64_t output = 0;
         while (output < a.n_times && s.time(output) == t) ++output;
@@ -119,7 +110,7 @@ FASTODE_HOST_DEVICE void start_sample(const Group& group, const StepState<T>& a,
             s.real(kNextSize) = a.step_size[b];
             plan_attempt(s);
         } else if (a.first_step > 0.0) {
-            s.real(kNextSize) = least(greatest(a.first_step, s.real(kShortest)), a.control.max_step);
+            s.real(kNextSize) = bounded_step<T>(a.control, a.first_step, t);
             plan_attempt(s);
         }
     });
@@ -179,7 +170,7 @@ FASTODE_HOST_DEVICE void choose_first_step(const Group& group, const StepState<T
     group.once([&] {
         const double h0 = s.real(kProbeStep);
         const double h = first_step(h0, s.real(kProbeSlope), d2 / h0, a.control.exponent);
-        s.real(kNextSize) = least(greatest(h, s.real(kShortest)), a.control.max_step);
+        s.real(kNextSize) = bounded_step<T>(a.control, h, s.real(kTime));
         ++s.whole(kEvals);
         plan_attempt(s);
     });
@@ -252,18 +243,22 @@ FASTODE_HOST_DEVICE inline void decide(const StepState<T>& a, int64_t b, double 
     }
     s.whole(kEvals) += a.s - 1;
     const bool known = ratio == ratio;
-    const double step = s.real(kStep), tried = fabs(step), t = s.real(kTime), t_next = s.real(kTarget);
-    const bool accepted = a.adaptive ? ratio <= 1.0 : known;
-    if (!accepted && (!a.adaptive || tried <= s.real(kShortest))) {
+    const double step = s.real(kStep), h = s.real(kNextSize), t = s.real(kTime), t_next = s.real(kTarget);
+    const double tried = tried_size(step, h);
+    const bool accepted = step != 0.0 && (a.adaptive ? ratio <= 1.0 : known), cut = s.real(kCut) != 0.0;
+    if (!accepted && (!a.adaptive || tried <= shortest_step<T>(a.control, t))) {
         s.set(known ? Status::step_underflow : Status::non_finite);
     }
     if (a.adaptive) {
         const double factor = step_factor(a.control, ratio, s.real(kPrevious), s.real(kBefore), accepted);
-        s.real(kNextSize) = least(greatest(tried * factor, s.real(kShortest)), a.control.max_step);
-        if (accepted) {
+        const double grown = tried * factor, size = accepted && cut && grown < h ? h : grown;
+        s.real(kNextSize) = bounded_step<T>(a.control, size, accepted ? t_next : t);
+        if (accepted && !cut) {
             s.real(kBefore) = s.real(kPrevious);
             s.real(kPrevious) = ratio;
         }
+    } else {
+        s.real(kNextSize) = fixed_step_after(a.step_size[b], h, step, cut);
     }
     if (accepted) {
         const int64_t number = s.whole(kAccepted)++;

@@ -21,7 +21,7 @@ enum Real : int {
     kSize,
     kEnd,
     kDirection,
-    kShortest,
+    kCut,  // 1 if the attempt was cut at the target
     kPrevious,
     kBefore,
     kProbeStep,

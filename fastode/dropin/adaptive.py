@@ -242,9 +242,10 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
         scale = self._scale(y0.abs())
         d0, d1 = abs(float(self.norm(y0 / scale))), abs(float(self.norm(f0 / scale)))
         h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-        h0 = min(h0, self._end - self._t) if math.isfinite(h0) else 1e-6
-        if h0 == 0.0:  # a span of a single time
+        span = self._end - self._t
+        if span == 0.0:
             return 1e-6
+        h0 = min(h0 if 0.0 < h0 < math.inf else 1e-6, span)
         f1 = self.func(self.steps.time(self._t + h0), torch.add(y0, f0, alpha=h0))
         d2 = abs(float(self.norm((f1 - f0) / scale))) / h0
         steepest = max(d1, d2)
@@ -252,7 +253,7 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
             h1 = max(1e-6, h0 * 1e-3)
         else:
             h1 = (0.01 / steepest) ** self.steps.tableau.error_exponent
-        return min(100 * h0, h1) if math.isfinite(h1) else h0
+        return min(100 * h0, h1) if 0.0 < h1 < math.inf else h0
 
     def _advance(self, next_t: Tensor) -> Tensor:
         target = float(next_t.detach())
@@ -301,8 +302,7 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
         h = min(max(self._h, self.min_step), self.max_step)
         if self.func.callback_step is not None:
             self.func.callback_step(self._clock(t), y, self._clock(h))
-        ends = max(abs(t), abs(self._end)) if math.isfinite(self._end) else abs(t)
-        shortest = MIN_STEP_ULPS * sys.float_info.epsilon * ends
+        shortest = max(MIN_STEP_ULPS * sys.float_info.epsilon * abs(t), torch.finfo(self.steps.dtype).tiny)
         h = max(h, shortest)
         if not t + h > t:
             raise self._underflow(h)
@@ -324,7 +324,7 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
             measured = torch.as_tensor(self.norm(self._scaled), device=y.device).abs()
             ratio, largest = torch.stack([measured.to(size.dtype), size.amax()]).tolist()
         self._ratio = ratio if math.isfinite(largest) else math.nan
-        tried = step.h
+        tried = min(step.h, h)  # what rounding the clock adds does not count
         accept = self._ratio <= 1 or (tried <= self.min_step and math.isfinite(self._ratio))
         callback = self.func.callback_accept_step if accept else self.func.callback_reject_step
         callback(self._clock(t), y, self._clock(tried))

@@ -138,8 +138,9 @@ class Search:
         return Found(end, size, fired, jumps, signs, status, joined, attempts, work)
 
     def _times(self, t: Array, last: Array, alive: Array) -> Array:
-        """From where each sample is to the end; methods that step from output to output need all of these."""
-        if self.plan.step_size is None or not host_any(torch.isinf(self.plan.step_size)):
+        """From where each sample is to the end; steps that end at outputs need all of these."""
+        from_output_to_output = self.plan.step_size is not None and host_any(torch.isinf(self.plan.step_size))
+        if not (self.plan.step_to_outputs or from_output_to_output):
             return xp.stack([t, xp.where(alive, last, t)])
         times = xp.of(self.plan.times)
         ahead = xp.of(self.direction) * (times - t) > 0

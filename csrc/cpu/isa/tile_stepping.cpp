@@ -27,13 +27,15 @@ void begin(const TileControl& c, const TileLanes& l, T* step_of, int64_t active)
     const V infinity = number(__builtin_inf());
     for (int64_t i = 0; i < active; i += kWidth) {
         const V t = load<double>(l.t + i), h = load<double>(l.h + i), direction = load<double>(l.direction + i);
-        const V target = pick(h == infinity, load<double>(l.next_output + i), load<double>(l.end + i));
-        const V room = absolute<double>(target - t);
-        const I64 last = h * (1.0 + c.last_stretch) >= room;
-        const V signed_size = direction * pick(last, room, h);
-        const V step = pick(load<double>(l.alive + i) != 0.0, signed_size, V{});
+        const V next_output = load<double>(l.next_output + i);
+        const V target = c.to_outputs ? next_output : pick(h == infinity, next_output, load<double>(l.end + i));
+        const I64 cut = h * (1.0 + c.last_stretch) >= absolute<double>(target - t);
+        const I64 alive = load<double>(l.alive + i) != 0.0;
+        const V t_next = pick(alive, pick(cut, target, t + direction * h), t);
+        const V step = t_next - t;
         store<double>(l.step + i, step);
-        store<double>(l.t_next + i, pick(last, target, t + step));
+        store<double>(l.t_next + i, t_next);
+        store<double>(l.cut + i, pick(cut, number(1.0), V{}));
         store_as(step_of + i, step);
     }
 }
@@ -74,24 +76,31 @@ int finish(const TileControl& c, const TileLanes& l, T* taken_of, int64_t active
     for (int64_t i = 0; i < active; i += kWidth) {
         const V ratio = load<double>(l.ratio + i), step = load<double>(l.step + i), t = load<double>(l.t + i);
         const V t_next = load<double>(l.t_next + i), direction = load<double>(l.direction + i);
-        const V tried = absolute<double>(step), shortest = load<double>(l.shortest + i);
+        const V h = load<double>(l.h + i), tried = lesser<double>(absolute<double>(step), h);
+        const I64 cut = load<double>(l.cut + i) != 0.0, moves = step != 0.0;
         const I64 alive = load<double>(l.alive + i) != 0.0;
         const I64 finite = ratio == ratio;
         V outcome = number(-1.0);
         I64 accepted;
         if (c.adaptive) {
-            accepted = alive & (ratio <= 1.0);
+            accepted = moves & (ratio <= 1.0);
+            const auto shortest = [&c](V from) {
+                return greater<double>(number(c.least_step), absolute<double>(from) * c.ulps);
+            };
             const V failure = pick(finite, number(2.0), number(3.0));  // Status: step_underflow, non_finite
-            outcome = pick(alive & ~accepted & (tried <= shortest), failure, outcome);
+            outcome = pick(alive & ~accepted & (tried <= shortest(t)), failure, outcome);
             const V previous = load<double>(l.previous + i), before = load<double>(l.before + i);
             const V grown = tried * load<double>(factors + i);
-            const V bounded = lesser<double>(number(c.max_step), greater<double>(shortest, grown));
-            store<double>(l.h + i, pick(alive, bounded, load<double>(l.h + i)));
-            store<double>(l.before + i, pick(accepted, previous, before));
-            store<double>(l.previous + i, pick(accepted, ratio, previous));
+            const V size = pick(accepted & cut, greater<double>(h, grown), grown);
+            const V longer = greater<double>(shortest(pick(accepted, t_next, t)), size);
+            store<double>(l.h + i, pick(alive, lesser<double>(number(c.max_step), longer), h));
+            store<double>(l.before + i, pick(accepted & ~cut, previous, before));
+            store<double>(l.previous + i, pick(accepted & ~cut, ratio, previous));
         } else {
-            accepted = alive & finite;
-            outcome = pick(alive & ~finite, number(3.0), outcome);
+            accepted = moves & finite;
+            outcome = pick(alive & ~accepted, pick(finite, number(2.0), number(3.0)), outcome);
+            const V fixed = load<double>(l.fixed + i);
+            store<double>(l.h + i, pick(cut, fixed, fixed + (h - absolute<double>(step))));
         }
         const V n_accepted = load<double>(l.accepted + i) + pick(accepted, one, zero);
         const V n_rejected = load<double>(l.rejected + i) + pick(alive & ~accepted, one, zero);

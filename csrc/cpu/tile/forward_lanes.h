@@ -129,7 +129,7 @@ private:
     }
 
     void move(int64_t to, int64_t from) {
-        for (double* array : {l_.t, l_.h, l_.end, l_.direction, l_.shortest, l_.previous, l_.before, l_.next_output,
+        for (double* array : {l_.t, l_.h, l_.end, l_.direction, l_.previous, l_.before, l_.fixed, l_.next_output,
                               l_.accepted, l_.rejected, l_.alive}) {
             array[to] = array[from];
         }

@@ -43,10 +43,10 @@ protected:
         one_of_ = memory.take<T>(padded_);
         std::fill_n(time_of_, padded_, T(0));
         std::fill_n(one_of_, padded_, T(1));
-        double** arrays[] = {&l_.t,           &l_.t_old,    &l_.h,        &l_.end,      &l_.direction,
-                             &l_.shortest,    &l_.previous, &l_.before,   &l_.step,     &l_.t_next,
-                             &l_.next_output, &l_.ratio,    &l_.accepted, &l_.rejected, &l_.alive,
-                             &l_.outcome,     &l_.taken,    &d0_,         &d1_,         &d2_};
+        double** arrays[] = {&l_.t,        &l_.t_old,  &l_.h,     &l_.end,      &l_.direction, &l_.previous,
+                             &l_.before,   &l_.fixed,  &l_.step,  &l_.t_next,   &l_.cut,       &l_.next_output,
+                             &l_.ratio,    &l_.accepted, &l_.rejected, &l_.alive, &l_.outcome, &l_.taken,
+                             &d0_,         &d1_,       &d2_};
         double* all = memory.take<double>(padded_ * static_cast<int64_t>(std::size(arrays)));
         std::fill_n(all, padded_ * static_cast<int64_t>(std::size(arrays)), 0.0);
         for (double** array : arrays) {
@@ -70,11 +70,14 @@ protected:
                    control.safety,
                    control.min_factor,
                    control.max_factor,
-                   control.max_step,
                    control.ratio_floor,
                    control.last_stretch,
                    static_cast<double>(solve.max_steps),
-                   adaptive_};
+                   control.min_ulps * std::numeric_limits<double>::epsilon(),
+                   shortest_step<T>(control, 0.0),
+                   control.max_step,
+                   adaptive_,
+                   control.to_outputs != 0.0};
     }
 
     Driver& driver() { return *static_cast<Driver*>(this); }
@@ -105,7 +108,7 @@ protected:
             for (int64_t i = 0; i < n; ++i) {
                 const int32_t lane = lanes[i];
                 const double fixed = adaptive_ ? solve_.first_step : solve_.step_size[sample_[lane]];
-                l_.h[lane] = adaptive_ ? bounded(lane, fixed) : fixed;
+                l_.h[lane] = adaptive_ ? bounded_step<T>(control_, fixed, l_.t[lane]) : fixed;
             }
             return;
         }
@@ -131,20 +134,16 @@ protected:
         for (int64_t i = 0; i < n; ++i) {
             const int32_t lane = lanes[i];
             const double h0 = l_.h[lane];
-            l_.h[lane] = bounded(lane, first_step(h0, d1_[lane], d2_[lane] / h0, control_.exponent));
+            const double h = first_step(h0, d1_[lane], d2_[lane] / h0, control_.exponent);
+            l_.h[lane] = bounded_step<T>(control_, h, l_.t[lane]);
         }
-    }
-
-    double bounded(int64_t lane, double h) const {
-        const double shortest = shortest_step(control_, l_.t[lane], l_.end[lane]);
-        return std::min(std::max(h, shortest), control_.max_step);
     }
 
     // Starts the sample whose state, constants and k1 are in the lane. False if it has no step to take.
     bool begin_sample(int64_t lane, int64_t sample, double h, bool sound) {
         load_times(lane, sample);
         const double t = l_.t[lane];
-        l_.shortest[lane] = shortest_step(control_, t, l_.end[lane]);
+        l_.fixed[lane] = adaptive_ ? 0.0 : solve_.step_size[sample];
         l_.previous[lane] = l_.before[lane] = 1.0;
         l_.accepted[lane] = l_.rejected[lane] = 0.0;
         l_.h[lane] = h;

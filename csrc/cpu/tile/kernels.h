@@ -88,8 +88,9 @@ FASTODE_ISA_TABLE(TileStageKernels, tile_stage_kernels)
 
 // What step control knows of each lane. Arrays hold a whole number of 16 lanes.
 struct TileLanes {
-    double *t, *t_old, *h, *end, *direction, *shortest, *previous, *before;
-    double *step, *t_next;  // the attempt: signed size and where it leads
+    double *t, *t_old, *h, *end, *direction, *previous, *before;
+    double* fixed;                // size of fixed steps
+    double *step, *t_next, *cut;  // the attempt: signed size, where it leads, and 1 if it was cut there
     double* next_output;    // time of the next output
     double *ratio, *accepted, *rejected;
     double* alive;    // 1 or 0
@@ -100,8 +101,9 @@ struct TileLanes {
 
 // The numbers of core/step_control.h that the kernels need.
 struct TileControl {
-    double exponent, b1, b2, b3, safety, min_factor, max_factor, max_step, ratio_floor, last_stretch, max_steps;
-    bool adaptive;
+    double exponent, b1, b2, b3, safety, min_factor, max_factor, ratio_floor, last_stretch, max_steps;
+    double ulps, least_step, max_step;  // no adaptive step is shorter than ulps * |t| or the least one
+    bool adaptive, to_outputs;
 };
 
 // What `finish` found; the number of events is counted from tile_step_event on.

@@ -17,7 +17,7 @@ from fastode.backends.implicit.record import Recorder, StepRecord
 from fastode.backends.implicit.rosenbrock import rosenbrock_attempt
 from fastode.backends.implicit.stages import Accuracy, Stages, StageSolver
 from fastode.checkpoint import Checkpoint
-from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS
+from fastode.controllers import LAST_STEP_STRETCH, PIDController, shortest_step
 from fastode.interpolant import basis
 from fastode.problem import Plan
 from fastode.reference import initial_step, tolerance
@@ -108,7 +108,6 @@ class Solve:
         self.cursor = self._passed(self.direction * start)
         self.lane_status = self.status.clone()
         self.lane_counts = self.counts.clone()
-        self.shortest = MIN_STEP_ULPS * torch.finfo(torch.float64).eps * torch.maximum(start.abs(), end.abs())
         self.previous, self.before = torch.ones(2, batch, dtype=torch.float64, device=device)
         width = y0.shape[1]
         self.jac = y0.new_zeros(batch, width, width)
@@ -116,7 +115,7 @@ class Solve:
         self.jac_good = torch.zeros(batch, dtype=torch.bool, device=device)
         self.jac_fresh = torch.zeros_like(self.jac_good)
         self.separable: bool | None = None
-        self.h = start
+        self.h = self.fixed = start if plan.step_size is None else plan.step_size
         self.to_output = torch.zeros_like(self.jac_good)  # the next step ends at the next output
 
     def field(self, t: Tensor, y: Tensor) -> Tensor:
@@ -144,16 +143,17 @@ class Solve:
         self.lane_status[~finite] = int(Status.NON_FINITE)
         self.lane_status[self.direction == 0] = int(Status.SUCCESS)
         if controller is None:
-            assert plan.step_size is not None
-            self.h = plan.step_size
             return
-        self.shortest = self.shortest.clamp_min(controller.min_step)
         if controller.first_step is not None:
-            self.h = torch.full_like(self.t, controller.first_step)
+            h = torch.full_like(self.t, controller.first_step).maximum(self._shortest(controller))
+            self.h = h.clamp_max(controller.max_step)
         elif plan.batch:
             self.h = initial_step(plan, controller, self.field, self.t, self.y, self.k1, self.direction)
             self.lane_counts[2] += 1
-        self.h = torch.maximum(self.h, self.shortest).clamp_max(controller.max_step)
+
+    def _shortest(self, controller: PIDController) -> Tensor:
+        """The least step (n,) from where the lanes are."""
+        return shortest_step(self.t, self.y.dtype, controller.min_step)
 
     def _renew_jacobians(self, running: Tensor) -> None:
         if self.plan.controller is None and isinstance(self.tableau, ImplicitTableau):
@@ -212,19 +212,21 @@ class Solve:
         self._renew_jacobians(running)
         following = self.cursor.clamp_max(self.ascending.shape[1] - 1)[:, None]
         next_output = self.direction * self.ascending.gather(1, following)[:, 0]
-        target = torch.where((torch.isinf(self.h) | self.to_output) & running, next_output, self.end)
+        to_output = torch.isinf(self.h) | self.to_output | plan.step_to_outputs
+        target = torch.where(to_output & running, next_output, self.end)
         room = (target - self.t).abs()
-        last = self.h * (1 + LAST_STEP_STRETCH) >= room
-        tried = torch.where(last, room, self.h)
-        step = torch.where(running, self.direction * tried, 0.0)
-        t_next = torch.where(last, target, self.t + step)
+        cut = self.h * (1 + LAST_STEP_STRETCH) >= room
+        t_next = torch.where(running, torch.where(cut, target, self.t + self.direction * self.h), self.t)
+        step = t_next - self.t
+        tried, moves = torch.minimum(step.abs(), self.h), step != 0
         found, k_end, filter_of = self._attempt(step, running)
         finite = torch.isfinite(found.y1).all(1) & torch.isfinite(k_end).all(1)
         self.lane_counts[2] += found.evals
 
         if controller is None:
-            accept = running & finite & found.solved
-            why = torch.where(finite, int(Status.NO_CONVERGENCE), int(Status.NON_FINITE))
+            accept = moves & finite & found.solved
+            why = torch.where(moves, int(Status.NO_CONVERGENCE), int(Status.STEP_UNDERFLOW))
+            why = torch.where(finite, why, int(Status.NON_FINITE))
             self.lane_status = torch.where(running & ~accept, why, self.lane_status)
         else:
             assert tableau.e is not None
@@ -234,29 +236,34 @@ class Solve:
             ratio = torch.where(finite & found.solved, ratio, torch.nan)
             at_end = ratio <= 1
             ratio = self._between(ratio, t_next, step, found, scale, filter_of)
-            accept = running & (ratio <= 1)
+            accept = moves & (ratio <= 1)
             reject = running & ~accept
             lost = reject & ~found.solved
             again = lost & ~self.jac_fresh  # with the Jacobian of this place first
-            stuck = reject & ~again & (tried <= self.shortest)
+            stuck = reject & ~again & (tried <= self._shortest(controller))
             why = torch.where(ratio.isnan(), int(Status.NON_FINITE), int(Status.STEP_UNDERFLOW))
             why = torch.where(lost & finite, int(Status.NO_CONVERGENCE), why)
             self.lane_status = torch.where(stuck, why, self.lane_status)
             factor = controller.factor(tableau.error_exponent, ratio, self.previous, self.before, accept)
             factor = torch.where(lost & finite, max(_SHORTER, controller.min_factor), factor)
             factor = torch.where(again, 1.0, factor)
-            following_h = (tried * factor).maximum(self.shortest).clamp_max(controller.max_step)
-            # Where only what lies before the end is wrong, a step that ends at the next output may be as long as that.
-            room = (next_output - self.t).abs()
-            self.to_output = reject & at_end & (room < tried) & (room > following_h) & (not plan.dense)
-            self.h = torch.where(running, torch.where(self.to_output, room, following_h), self.h)
-            self.before = torch.where(accept, self.previous, self.before)
-            self.previous = torch.where(accept, ratio, self.previous)
+            size = torch.where(accept & cut, (tried * factor).maximum(self.h), tried * factor)
+            self.before = torch.where(accept & ~cut, self.previous, self.before)
+            self.previous = torch.where(accept & ~cut, ratio, self.previous)
         self.lane_counts[0] += accept
         self.lane_counts[1] += running & ~accept
 
         self._accepted(accept, t_next, step, found)
         self.t = torch.where(accept, t_next, self.t)
+        if controller is None:
+            following_h = self.fixed + torch.where(cut, 0.0, self.h - step.abs())
+        else:
+            following_h = size.maximum(self._shortest(controller)).clamp_max(controller.max_step)
+            # Where only what lies before the end is wrong, a step that ends at the next output may be as long as that.
+            room = (next_output - self.t).abs()
+            self.to_output = reject & at_end & (room < tried) & (room > following_h) & (not plan.dense)
+            following_h = torch.where(self.to_output, room, following_h)
+        self.h = torch.where(running, following_h, self.h)
         self.y = torch.where(accept[:, None], found.y1, self.y)
         self.k1 = torch.where(accept[:, None], k_end, self.k1)
         reusable = found.rate <= keep_rate(self.y.shape[1])
@@ -334,7 +341,7 @@ class Solve:
         self.lanes, self.controls, self.t, self.y, self.k1 = self.lanes[kept], controls, t, y, self.k1[kept]
         self.end, self.direction, self.ascending = self.end[kept], self.direction[kept], self.ascending[kept]
         self.cursor, self.lane_status = self.cursor[kept], self.lane_status[kept]
-        self.lane_counts, self.shortest, self.h = self.lane_counts[:, kept], self.shortest[kept], self.h[kept]
+        self.lane_counts, self.fixed, self.h = self.lane_counts[:, kept], self.fixed[kept], self.h[kept]
         self.previous, self.before = self.previous[kept], self.before[kept]
         self.jac, self.dfdt = self.jac[kept], self.dfdt[kept]
         self.jac_good, self.jac_fresh = self.jac_good[kept], self.jac_fresh[kept]

@@ -12,7 +12,7 @@ from fastode.backends.triton.text import joined, weighted
 
 CONTROL = (
     *("exponent", "b1", "b2", "b3", "safety", "min_factor", "max_factor", "min_step", "max_step"),
-    *("ratio_floor", "last_stretch", "min_ulps"),
+    *("ratio_floor", "last_stretch", "min_ulps", "to_outputs"),
 )
 """Places of the controller's constants in the kernel's array of them, ``PIDController.constants``."""
 COUNTS = ("status", "n_accepted", "n_rejected", "n_evals", "next_e")
@@ -64,7 +64,10 @@ class ForwardKernel(Kernel):
         if self.adaptive:
             out.add(*(f"{name} = tl.load(control_ptr + {i})" for i, name in enumerate(CONTROL)))
         else:
-            out.add("last_stretch = tl.load(control_ptr + 10)")
+            out.add(
+                *(f"{name} = tl.load(control_ptr + {CONTROL.index(name)})" for name in ("last_stretch", "to_outputs")),
+                "fixed = tl.load(step_size_ptr + sample)",
+            )
         out.add(
             "time_ptr = times_ptr + sample * time_sample",
             "start = tl.load(time_ptr)",
@@ -78,16 +81,27 @@ class ForwardKernel(Kernel):
                 out.add(f"{part} = {loaded(f'{array}_ptr + {place}', mask, other)}")
         if self.adaptive:
             out.add(
-                "farthest = tl.where(tl.abs(start) > tl.abs(end), tl.abs(start), tl.abs(end))",
-                "ulps = min_ulps * 2.220446049250313e-16 * farthest",
-                "shortest = tl.where(ulps > min_step, ulps, min_step)",
+                f"least_step = tl.where(min_step > {self.tiny}, min_step, {self.tiny})",
+                "ulp = min_ulps * 2.220446049250313e-16",
             )
+
+    @property
+    def tiny(self) -> str:
+        """The least normal number of the state's type."""
+        return "1.1754943508222875e-38" if self.code.kind == "tl.float32" else "2.2250738585072014e-308"
+
+    def bound(self, target: str, size: str, t: str) -> None:
+        """Sets target to a size within its bounds, for a step from t."""
+        self.out.add(
+            f"shortest = tl.where(ulp * tl.abs({t}) > least_step, ulp * tl.abs({t}), least_step)",
+            f"{target} = tl.where({size} < shortest, shortest, {size})",
+            f"{target} = tl.where({target} > max_step, max_step, {target})",
+        )
 
     def tolerance(self, target: str, size: str) -> None:
         """Sets target to max(atol + rtol size, tiny): an exact step has error ratio 0."""
         self.assign(target, "atol", "rtol", size, text="{0} + {1} * {2}")
-        tiny = "1.1754943508222875e-38" if self.code.kind == "tl.float32" else "2.2250738585072014e-308"
-        self.assign(target, target, text=f"tl.where({{0}} < {tiny}, {tiny}, {{0}})")
+        self.assign(target, target, text=f"tl.where({{0}} < {self.tiny}, {self.tiny}, {{0}})")
 
     def norm(self, target: str, error: str, scale: str) -> None:
         """Root mean square of error / scale over the components of each sample, in float64."""
@@ -142,7 +156,7 @@ class ForwardKernel(Kernel):
     def first_step(self) -> None:
         out = self.out
         if not self.adaptive:
-            out.add("h = tl.load(step_size_ptr + sample)")
+            out.add("h = fixed")
             return
         with out.block("if CHOOSE:"):
             out.add("# Hairer, Norsett, Wanner I, algorithm II.4.")
@@ -153,7 +167,7 @@ class ForwardKernel(Kernel):
             kind = self.code.kind
             out.add(
                 "h0 = tl.where((d0 < 1e-5) | (d1 < 1e-5), tl.full(d0.shape, 1e-6, tl.float64), 0.01 * d0 / d1)",
-                'h0 = tl.where(tl.abs(h0) < float("inf"), h0, tl.full(d0.shape, 1e-6, tl.float64))',
+                'h0 = tl.where((h0 > 0) & (h0 < float("inf")), h0, tl.full(d0.shape, 1e-6, tl.float64))',
                 "h0 = tl.where(h0 < tl.abs(end - start), h0, tl.abs(end - start))",
                 "probe = direction * h0",
                 f"probe_size = probe.to({kind})",
@@ -167,11 +181,11 @@ class ForwardKernel(Kernel):
                 "steepest = tl.where(d1 > d2, d1, d2)",
                 "h1 = tl.where(h0 * 1e-3 < 1e-6, tl.full(h0.shape, 1e-6, tl.float64), h0 * 1e-3)",
                 "h1 = tl.where(steepest <= 1e-15, h1, libdevice.exp(exponent * libdevice.log(0.01 / steepest)))",
-                'h = tl.where(tl.abs(h1) < float("inf"), tl.where(100 * h0 < h1, 100 * h0, h1), h0)',
+                'h = tl.where((h1 > 0) & (h1 < float("inf")), tl.where(100 * h0 < h1, 100 * h0, h1), h0)',
             )
         with out.block("else:"):
             out.add("h = tl.load(first_step_ptr) + tl.zeros_like(start)")
-        out.add("h = tl.where(h < shortest, shortest, h)", "h = tl.where(h > max_step, max_step, h)")
+        self.bound("h", "h", "start")
 
     def loop(self) -> None:
         out, code, method = self.out, self.code, self.method
@@ -182,12 +196,11 @@ class ForwardKernel(Kernel):
         with out.block("while go > 0:"):
             out.add(
                 "running = status == -1",
-                'target = tl.where(h == float("inf"), next_output, end)',
-                "room = tl.abs(target - t)",
-                "last = h * (1.0 + last_stretch) >= room",
-                "tried = tl.where(last, room, h)",
-                "step = tl.where(running, direction * tried, 0.0)",
-                "t_next = tl.where(last, target, t + step)",
+                'target = tl.where((h == float("inf")) | (to_outputs != 0), next_output, end)',
+                "cut = h * (1.0 + last_stretch) >= tl.abs(target - t)",
+                "t_next = tl.where(running, tl.where(cut, target, t + direction * h), t)",
+                "step = t_next - t  # so that the state goes as far as the clock",
+                "moves = step != 0",
                 f"size = step.to({code.kind})",
             )
             last = method.stages
@@ -204,8 +217,9 @@ class ForwardKernel(Kernel):
                 self.control()
             else:
                 out.add(
-                    "accept = running & sound",
-                    "status = tl.where(running & (sound == 0), 3, status)",
+                    "accept = moves & sound",
+                    "status = tl.where(running & (accept == 0), tl.where(sound, 2, 3), status)",
+                    "h = fixed + tl.where(cut, 0.0, h - tl.abs(step))",
                 )
             out.add(
                 "n_accepted += accept.to(tl.int64)",
@@ -238,7 +252,9 @@ class ForwardKernel(Kernel):
         out = self.out
         out.add(
             'ratio = tl.where(sound, ratio, float("nan"))',
-            "accept = running & (ratio <= 1.0)",
+            "accept = moves & (ratio <= 1.0)",
+            "tried = tl.where(tl.abs(step) < h, tl.abs(step), h)",
+            "shortest = tl.where(ulp * tl.abs(t) > least_step, ulp * tl.abs(t), least_step)",
             "stuck = running & (accept == 0) & (tried <= shortest)",
             "status = tl.where(stuck, tl.where(ratio != ratio, 3, 2), status)",
         )
@@ -262,10 +278,13 @@ class ForwardKernel(Kernel):
             "factor = tl.where(factor < min_factor, min_factor, tl.where(factor > high, high, factor))",
             'factor = tl.where(tl.abs(ratio) < float("inf"), factor, min_factor)',
             "grown = tried * factor",
-            "grown = tl.where(grown < shortest, shortest, grown)",
-            "h = tl.where(running, tl.where(grown > max_step, max_step, grown), h)",
-            "before = tl.where(accept, previous, before)",
-            "previous = tl.where(accept, ratio, previous)",
+            "grown = tl.where(accept & cut & (grown < h), h, grown)",
+        )
+        self.bound("grown", "grown", "tl.where(accept, t_next, t)")
+        out.add(
+            "h = tl.where(running, grown, h)",
+            "before = tl.where(accept & (cut == 0), previous, before)",
+            "previous = tl.where(accept & (cut == 0), ratio, previous)",
         )
 
     def outputs(self, new: str) -> None:
