@@ -33,7 +33,7 @@ LAST_STEP_STRETCH = 1e-8
 """A step that would leave less than this fraction of itself before the end is stretched to the end."""
 
 MIN_STEP_ULPS = 16.0
-"""No adaptive step is shorter than this many units of float64 rounding of the time at its start: the clock must move."""
+"""No adaptive step is shorter than this many units of float64 rounding of its starting time: the clock must move."""
 
 
 def shortest_step(t: Tensor, dtype: torch.dtype, min_step: float = 0.0) -> Tensor:

@@ -163,10 +163,10 @@ def solve_now(
         if transforms_active():
             raise RuntimeError("samples failed, and torch.func hides which; on_failure='nan' and Solution.status tell")
         raise SolveError(result.status, result.reached, result.outcome.last_step, result.outcome.last_ratio)
-    dense = None
+    polynomials = None
     if coefs is not None and result.dense is not None:
-        dense = _with_slopes(replace(result.dense, coefs=coefs, y0=ys[0].clone()), plan, inputs)
-    return _solution(t, ys, dense, result, plan.field.state)
+        polynomials = _with_slopes(replace(result.dense, coefs=coefs, y0=ys[0].clone()), plan, inputs)
+    return _solution(t, ys, polynomials, result, plan.field.state)
 
 
 def _with_slopes(dense: DenseOutput, plan: Plan, inputs: Inputs) -> DenseOutput:

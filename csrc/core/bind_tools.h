@@ -36,9 +36,9 @@ inline void check_record(int64_t every, int64_t max_bytes) {
 // The constants of step-size control, by name (fastode/controllers.py).
 inline StepControl make_control(const pybind11::dict& values) {
     const auto get = [&values](const char* name) { return values[name].cast<double>(); };
-    return {get("exponent"), get("b1"),          get("b2"),           get("b3"),
-            get("safety"),   get("min_factor"),  get("max_factor"),   get("min_step"),
-            get("max_step"), get("ratio_floor"), get("last_stretch"), get("min_ulps"), get("to_outputs")};
+    return {get("exponent"),     get("b1"),         get("b2"),        get("b3"),       get("safety"),
+            get("min_factor"),   get("max_factor"), get("min_step"),  get("max_step"), get("ratio_floor"),
+            get("last_stretch"), get("min_ulps"),   get("to_outputs")};
 }
 
 }  // namespace fastode

@@ -256,7 +256,8 @@ int64_t Stepper<T>::finish_step(const T* y1, const T* value) {
         lane.keep = nullptr;
         lane.row = row;
         if (!lane.accepted) continue;
-        if (record_ != nullptr) lane.keep = record_->append(lane.sample, lane.t, lane.attempt.t_next, lane.attempt.step);
+        if (record_ != nullptr)
+            lane.keep = record_->append(lane.sample, lane.t, lane.attempt.t_next, lane.attempt.step);
         ++row;
     }
     over_rows(n, width * method_.s, [&](int64_t begin, int64_t end) {

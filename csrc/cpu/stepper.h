@@ -69,7 +69,7 @@ private:
         int64_t sample, next_output, row;  // row: place of this step's polynomial
         double t, h, end, direction, previous, before;
         Attempt attempt;
-        T* keep;              // where the record wants the state; null: nowhere
+        T* keep;  // where the record wants the state; null: nowhere
         bool accepted;
     };
 

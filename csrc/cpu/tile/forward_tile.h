@@ -43,10 +43,10 @@ protected:
         one_of_ = memory.take<T>(padded_);
         std::fill_n(time_of_, padded_, T(0));
         std::fill_n(one_of_, padded_, T(1));
-        double** arrays[] = {&l_.t,        &l_.t_old,  &l_.h,     &l_.end,      &l_.direction, &l_.previous,
-                             &l_.before,   &l_.fixed,  &l_.step,  &l_.t_next,   &l_.cut,       &l_.next_output,
-                             &l_.ratio,    &l_.accepted, &l_.rejected, &l_.alive, &l_.outcome, &l_.taken,
-                             &d0_,         &d1_,       &d2_};
+        double** arrays[] = {&l_.t,      &l_.t_old,    &l_.h,        &l_.end,    &l_.direction, &l_.previous,
+                             &l_.before, &l_.fixed,    &l_.step,     &l_.t_next, &l_.cut,       &l_.next_output,
+                             &l_.ratio,  &l_.accepted, &l_.rejected, &l_.alive,  &l_.outcome,   &l_.taken,
+                             &d0_,       &d1_,         &d2_};
         double* all = memory.take<double>(padded_ * static_cast<int64_t>(std::size(arrays)));
         std::fill_n(all, padded_ * static_cast<int64_t>(std::size(arrays)), 0.0);
         for (double** array : arrays) {

@@ -91,7 +91,7 @@ struct TileLanes {
     double *t, *t_old, *h, *end, *direction, *previous, *before;
     double* fixed;                // size of fixed steps
     double *step, *t_next, *cut;  // the attempt: signed size, where it leads, and 1 if it was cut there
-    double* next_output;    // time of the next output
+    double* next_output;          // time of the next output
     double *ratio, *accepted, *rejected;
     double* alive;    // 1 or 0
     double* outcome;  // Status as a number; -1 while running
