@@ -36,8 +36,13 @@ MIN_STEP_ULPS = 16.0
 """No adaptive step is shorter than this many units of float64 rounding of its starting time: the clock must move."""
 
 
+def least_step(dtype: torch.dtype) -> float:
+    """The least adaptive step, by the dtype of the state, from a time of zero, which has no rounding."""
+    return 1e-100 if dtype == torch.float64 else 1e-25
+
+
 def shortest_step(t: Tensor, dtype: torch.dtype, min_step: float = 0.0) -> Tensor:
-    """The least size (B,) of a step from times t (B,) float64: the clock moves, and the size is not zero in ``dtype``.
+    """The least size (B,) of an adaptive step from times t (B,) float64: the clock moves, and the state may.
 
     Args:
         t: start of the step.
@@ -45,7 +50,7 @@ def shortest_step(t: Tensor, dtype: torch.dtype, min_step: float = 0.0) -> Tenso
         min_step: the controller's.
     """
     ulps = MIN_STEP_ULPS * torch.finfo(torch.float64).eps * t.abs()
-    return ulps.clamp_min(max(min_step, torch.finfo(dtype).tiny))
+    return ulps.clamp_min(max(min_step, least_step(dtype)))
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
@@ -114,7 +119,7 @@ class PIDController:
         p, i, d = self.pcoeff, self.icoeff, self.dcoeff
         return (p + i + d) * error_exponent, -(p + 2 * d) * error_exponent, d * error_exponent
 
-    def constants(self, error_exponent: float, step_to_outputs: bool) -> dict[str, float]:
+    def constants(self, error_exponent: float, step_to_outputs: bool, dtype: torch.dtype) -> dict[str, float]:
         """Everything that kernels need, the values of ``csrc/core/step_control.h``."""
         b1, b2, b3 = self.exponents(error_exponent)
         return {
@@ -125,7 +130,7 @@ class PIDController:
             "safety": self.safety,
             "min_factor": self.min_factor,
             "max_factor": self.max_factor,
-            "min_step": self.min_step,
+            "min_step": max(self.min_step, least_step(dtype)),
             "max_step": self.max_step,
             "ratio_floor": RATIO_FLOOR,
             "last_stretch": LAST_STEP_STRETCH,

@@ -1,8 +1,8 @@
 """Fixed steps as functions of the output times and of the step size.
 
 With step sizes that are no constants of the gradient, the derivatives of a solve are those of the numbers that come
-out: from output to output a step from t_e to t_f has size t_f - t_e; with a step size s, step number j starts at
-t_0 + j s, and the last one has the size that is left.
+out: from output to output a step from t_e to t_f has size t_f - t_e; with a step size s, step number j after t_0, or
+after the last output where steps end at outputs, starts j s later, and the one that is cut has the size that is left.
 """
 
 from __future__ import annotations
@@ -53,15 +53,22 @@ def fixed_clock(
     # With a step size.
     size = plan.step_size if step_size is None else step_size
     finite = torch.where(from_outputs, 1.0, size)
-    number = torch.arange(t.shape[0], dtype=t.dtype, device=t.device)[:, None]
-    last = t_next == known[-1]
-    begin = times[0] + number * (direction * finite)
-    along = torch.where(last, times[-1] - begin, direction * finite)
+    number = torch.arange(t.shape[0], device=t.device)[:, None].expand_as(t)
+    if plan.step_to_outputs:
+        starts_anew = (known[:, None] == t).any(0)
+        origin = torch.where(starts_anew, number, 0).cummax(0).values
+        base, cut = at_output.gather(0, origin), (known[:, None] == t_next).any(0)
+    else:
+        origin, base, cut = torch.zeros_like(number), times[0], t_next == known[-1]
+        target = torch.where(cut & ~from_outputs, len(known) - 1, target)
+        to_output = times.gather(0, target)
+    begin = base + (number - origin) * (direction * finite)
+    along = torch.where(cut, to_output - begin, direction * finite)
 
     start = _with_graph_of(t, torch.where(from_outputs, at_output, begin))
     span = _with_graph_of(h, torch.where(from_outputs, to_output - at_output, along))
     end = _with_graph_of(t_next, torch.where(from_outputs, to_output, begin + along))
-    end_is = torch.where(from_outputs, target, torch.where(last, len(known) - 1, -1))
+    end_is = torch.where(from_outputs | cut, target, -1)
     return FixedClock(start, span, end, end_is)
 
 

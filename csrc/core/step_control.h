@@ -52,19 +52,15 @@ FASTODE_HOST_DEVICE inline T smallest_normal() {
     return sizeof(T) == 4 ? static_cast<T>(1.17549435e-38F) : static_cast<T>(2.2250738585072014e-308);
 }
 
-// Least size of an adaptive step from a time, for states of T.
-template <class T>
+// Least size of an adaptive step from a time.
 FASTODE_HOST_DEVICE inline double shortest_step(const StepControl& c, double t) {
     const double ulps = c.min_ulps * 2.220446049250313e-16 * fabs(t);
-    const double tiny = smallest_normal<T>();
-    const double least = c.min_step > tiny ? c.min_step : tiny;
-    return ulps > least ? ulps : least;
+    return ulps > c.min_step ? ulps : c.min_step;
 }
 
 // A size within its bounds, for a step from a time.
-template <class T>
 FASTODE_HOST_DEVICE inline double bounded_step(const StepControl& c, double size, double t) {
-    const double shortest = shortest_step<T>(c, t);
+    const double shortest = shortest_step(c, t);
     const double longer = size < shortest ? shortest : size;
     return c.max_step < longer ? c.max_step : longer;
 }

@@ -130,7 +130,7 @@ void Stepper<T>::start(const T* y0, const T* k1) {
         if (spec_.step_size != nullptr) {
             lane.h = spec_.step_size[b];
         } else if (spec_.first_step > 0.0) {
-            lane.h = bounded_step<T>(control_, spec_.first_step, lane.t);
+            lane.h = bounded_step(control_, spec_.first_step, lane.t);
         }
     }
 }
@@ -163,7 +163,7 @@ void Stepper<T>::choose_first_step(const T* value) {
     for (size_t i = 0; i < lane_.size(); ++i) {
         Lane& lane = lane_[i];
         const double h = first_step(h0_[i], d1_[i], d2[i] / h0_[i], control_.exponent);
-        lane.h = bounded_step<T>(control_, h, lane.t);
+        lane.h = bounded_step(control_, h, lane.t);
         ++stats_.n_evals[static_cast<size_t>(lane.sample)];
     }
 }
@@ -207,14 +207,14 @@ bool Stepper<T>::decide(Lane& lane, double ratio) {
     const double tried = tried_size(attempt.step, lane.h);
     const bool adaptive = spec_.step_size == nullptr;
     const bool accepted = attempt.step != 0.0 && (adaptive ? ratio <= 1.0 : finite);
-    if (!accepted && (!adaptive || tried <= shortest_step<T>(control_, lane.t))) {
+    if (!accepted && (!adaptive || tried <= shortest_step(control_, lane.t))) {
         status = static_cast<int64_t>(finite ? Status::step_underflow : Status::non_finite);
     }
     if (adaptive) {
         const double factor = step_factor(control_, ratio, lane.previous, lane.before, accepted);
         const bool kept = accepted && attempt.cut;
         const double size = kept ? std::max(tried * factor, lane.h) : tried * factor;
-        lane.h = bounded_step<T>(control_, size, accepted ? attempt.t_next : lane.t);
+        lane.h = bounded_step(control_, size, accepted ? attempt.t_next : lane.t);
         if (accepted && !kept) {
             lane.before = lane.previous;
             lane.previous = ratio;

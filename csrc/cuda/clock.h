@@ -54,7 +54,7 @@ struct Clock {
         const bool known = ratio == ratio;
         const double tried = tried_size(step, h);
         const bool accept = step != 0.0 && (adaptive ? ratio <= 1.0 : known);
-        if (!accept && (!adaptive || tried <= shortest_step<T>(control, t))) {
+        if (!accept && (!adaptive || tried <= shortest_step(control, t))) {
             status = known ? Status::step_underflow : Status::non_finite;
         }
         if (adaptive) {
@@ -62,7 +62,7 @@ struct Clock {
                                                  : step_factor(control, ratio, previous, before, accept);
             const bool kept = accept && cut;
             const double grown = tried * factor, size = kept && grown < h ? h : grown;
-            h = bounded_step<T>(control, size, accept ? target : t);
+            h = bounded_step(control, size, accept ? target : t);
             if (accept && !kept) {
                 before = previous;
                 previous = ratio;

@@ -108,7 +108,7 @@ struct NetForward {
         evaluate(1);
         const double d2 = norm([&](int rank) { return stage(1, rank) - stage(0, rank); }, y, 0);
         // A NaN or an infinity in the probing evaluation must come through as one.
-        clock.h = bounded_step<T>(a.control, first_step(h0, d1, d2 / h0, a.control.exponent), clock.t);
+        clock.h = bounded_step(a.control, first_step(h0, d1, d2 / h0, a.control.exponent), clock.t);
         ++clock.evals;
     }
 
@@ -196,7 +196,7 @@ struct NetForward {
         if (a.step_size != nullptr) {
             clock.h = clock.fixed = a.step_size[b];
         } else if (a.first_step > 0.0) {
-            clock.h = bounded_step<T>(a.control, a.first_step, clock.t);
+            clock.h = bounded_step(a.control, a.first_step, clock.t);
         } else {
             choose_first_step(clock);
         }

@@ -110,7 +110,7 @@ FASTODE_HOST_DEVICE void start_sample(const Group& group, const StepState<T>& a,
             s.real(kNextSize) = a.step_size[b];
             plan_attempt(s);
         } else if (a.first_step > 0.0) {
-            s.real(kNextSize) = bounded_step<T>(a.control, a.first_step, t);
+            s.real(kNextSize) = bounded_step(a.control, a.first_step, t);
             plan_attempt(s);
         }
     });
@@ -170,7 +170,7 @@ FASTODE_HOST_DEVICE void choose_first_step(const Group& group, const StepState<T
     group.once([&] {
         const double h0 = s.real(kProbeStep);
         const double h = first_step(h0, s.real(kProbeSlope), d2 / h0, a.control.exponent);
-        s.real(kNextSize) = bounded_step<T>(a.control, h, s.real(kTime));
+        s.real(kNextSize) = bounded_step(a.control, h, s.real(kTime));
         ++s.whole(kEvals);
         plan_attempt(s);
     });
@@ -246,13 +246,13 @@ FASTODE_HOST_DEVICE inline void decide(const StepState<T>& a, int64_t b, double 
     const double step = s.real(kStep), h = s.real(kNextSize), t = s.real(kTime), t_next = s.real(kTarget);
     const double tried = tried_size(step, h);
     const bool accepted = step != 0.0 && (a.adaptive ? ratio <= 1.0 : known), cut = s.real(kCut) != 0.0;
-    if (!accepted && (!a.adaptive || tried <= shortest_step<T>(a.control, t))) {
+    if (!accepted && (!a.adaptive || tried <= shortest_step(a.control, t))) {
         s.set(known ? Status::step_underflow : Status::non_finite);
     }
     if (a.adaptive) {
         const double factor = step_factor(a.control, ratio, s.real(kPrevious), s.real(kBefore), accepted);
         const double grown = tried * factor, size = accepted && cut && grown < h ? h : grown;
-        s.real(kNextSize) = bounded_step<T>(a.control, size, accepted ? t_next : t);
+        s.real(kNextSize) = bounded_step(a.control, size, accepted ? t_next : t);
         if (accepted && !cut) {
             s.real(kBefore) = s.real(kPrevious);
             s.real(kPrevious) = ratio;

@@ -156,7 +156,9 @@ class DeviceSteps:
             a=tableau.a.flatten().tolist(),
             e=[] if tableau.e is None else tableau.e.tolist(),
             degree=tableau.degree,
-            control=(controller or IController()).constants(tableau.error_exponent, plan.step_to_outputs),
+            control=(controller or IController()).constants(
+                tableau.error_exponent, plan.step_to_outputs, plan.rtol.dtype
+            ),
         )
         self.record: DeviceRecord | None = None
         if policy is not None or plan.dense:

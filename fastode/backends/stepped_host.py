@@ -59,7 +59,9 @@ class HostSteps:
             a=tableau.a.flatten().tolist(),
             e=[] if tableau.e is None else tableau.e.tolist(),
             q=tableau.q.flatten().tolist(),
-            control=(controller or IController()).constants(tableau.error_exponent, plan.step_to_outputs),
+            control=(controller or IController()).constants(
+                tableau.error_exponent, plan.step_to_outputs, plan.rtol.dtype
+            ),
             record=steps,
         )
         self._stepper.start(y0.data_ptr(), k1.data_ptr())

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS
+from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS, least_step
 from fastode.dropin.failure import OdeintError, whole_state_error
 from fastode.dropin.functions import CALLBACKS, Perturb
 from fastode.dropin.norms import Norm, rms_norm
@@ -302,7 +302,7 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
         h = min(max(self._h, self.min_step), self.max_step)
         if self.func.callback_step is not None:
             self.func.callback_step(self._clock(t), y, self._clock(h))
-        shortest = max(MIN_STEP_ULPS * sys.float_info.epsilon * abs(t), torch.finfo(self.steps.dtype).tiny)
+        shortest = max(MIN_STEP_ULPS * sys.float_info.epsilon * abs(t), least_step(self.steps.dtype))
         h = max(h, shortest)
         if not t + h > t:
             raise self._underflow(h)

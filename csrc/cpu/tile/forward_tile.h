@@ -74,7 +74,7 @@ protected:
                    control.last_stretch,
                    static_cast<double>(solve.max_steps),
                    control.min_ulps * std::numeric_limits<double>::epsilon(),
-                   shortest_step<T>(control, 0.0),
+                   control.min_step,
                    control.max_step,
                    adaptive_,
                    control.to_outputs != 0.0};
@@ -108,7 +108,7 @@ protected:
             for (int64_t i = 0; i < n; ++i) {
                 const int32_t lane = lanes[i];
                 const double fixed = adaptive_ ? solve_.first_step : solve_.step_size[sample_[lane]];
-                l_.h[lane] = adaptive_ ? bounded_step<T>(control_, fixed, l_.t[lane]) : fixed;
+                l_.h[lane] = adaptive_ ? bounded_step(control_, fixed, l_.t[lane]) : fixed;
             }
             return;
         }
@@ -135,7 +135,7 @@ protected:
             const int32_t lane = lanes[i];
             const double h0 = l_.h[lane];
             const double h = first_step(h0, d1_[lane], d2_[lane] / h0, control_.exponent);
-            l_.h[lane] = bounded_step<T>(control_, h, l_.t[lane]);
+            l_.h[lane] = bounded_step(control_, h, l_.t[lane]);
         }
     }
 

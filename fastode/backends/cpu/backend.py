@@ -37,8 +37,8 @@ def _method(tableau: Tableau, adaptive: bool) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _control(controller: PIDController | None, exponent: float, step_to_outputs: bool) -> Any:
-    return _C.TileControl((controller or IController()).constants(exponent, step_to_outputs))
+def _control(controller: PIDController | None, exponent: float, step_to_outputs: bool, dtype: torch.dtype) -> Any:
+    return _C.TileControl((controller or IController()).constants(exponent, step_to_outputs, dtype))
 
 
 class CpuBackend:
@@ -123,7 +123,7 @@ class CpuBackend:
             .program(batch, None)
             .solve(  # by position: so many names would take two microseconds
                 _method(plan.tableau, adaptive),
-                _control(plan.controller, plan.tableau.error_exponent, plan.step_to_outputs),
+                _control(plan.controller, plan.tableau.error_exponent, plan.step_to_outputs, plan.rtol.dtype),
                 batch,
                 n_times,
                 plan.times.data_ptr(),

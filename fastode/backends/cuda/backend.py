@@ -257,7 +257,9 @@ class _Solve:
             whole_ptr=self.whole.data_ptr(),
             queue_ptr=0 if queue is None else queue.data_ptr(),
             n_queue=0 if queue is None else queue.shape[0],
-            control=(controller or IController()).constants(plan.tableau.error_exponent, plan.step_to_outputs),
+            control=(controller or IController()).constants(
+                plan.tableau.error_exponent, plan.step_to_outputs, plan.rtol.dtype
+            ),
             layers=self.layers,
             recorded=record is not None,
             chunks=[] if record is None else record.pointers(),

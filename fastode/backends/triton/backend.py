@@ -35,10 +35,10 @@ def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _control(
-    controller: PIDController | None, exponent: float, step_to_outputs: bool, device: torch.device
+    controller: PIDController | None, exponent: float, step_to_outputs: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, bool]:
     """The controller's constants (13,) float64 on a device, and whether it looks at more than the present ratio."""
-    constants = (controller or IController()).constants(exponent, step_to_outputs)
+    constants = (controller or IController()).constants(exponent, step_to_outputs, dtype)
     assert tuple(constants) == CONTROL
     with torch.inference_mode(False):
         made = torch.tensor(list(constants.values()), dtype=torch.float64, device=device)
@@ -135,7 +135,9 @@ class TritonBackend:
         n_times = plan.times.shape[0]
         adaptive = plan.step_size is None
         kernel = kernels_of(capture).forward(y0.dtype, method_of(plan.tableau, adaptive))
-        constants, pid = _control(plan.controller, plan.tableau.error_exponent, plan.step_to_outputs, device)
+        constants, pid = _control(
+            plan.controller, plan.tableau.error_exponent, plan.step_to_outputs, plan.rtol.dtype, device
+        )
         first = None if plan.controller is None else plan.controller.first_step
         ys = empty(n_times, batch, width, dtype=y0.dtype, device=device)
         counts = empty(5, batch, dtype=torch.int64, device=device)

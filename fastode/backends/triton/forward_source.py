@@ -81,7 +81,6 @@ class ForwardKernel(Kernel):
                 out.add(f"{part} = {loaded(f'{array}_ptr + {place}', mask, other)}")
         if self.adaptive:
             out.add(
-                f"least_step = tl.where(min_step > {self.tiny}, min_step, {self.tiny})",
                 "ulp = min_ulps * 2.220446049250313e-16",
             )
 
@@ -93,7 +92,7 @@ class ForwardKernel(Kernel):
     def bound(self, target: str, size: str, t: str) -> None:
         """Sets target to a size within its bounds, for a step from t."""
         self.out.add(
-            f"shortest = tl.where(ulp * tl.abs({t}) > least_step, ulp * tl.abs({t}), least_step)",
+            f"shortest = tl.where(ulp * tl.abs({t}) > min_step, ulp * tl.abs({t}), min_step)",
             f"{target} = tl.where({size} < shortest, shortest, {size})",
             f"{target} = tl.where({target} > max_step, max_step, {target})",
         )
@@ -254,7 +253,7 @@ class ForwardKernel(Kernel):
             'ratio = tl.where(sound, ratio, float("nan"))',
             "accept = moves & (ratio <= 1.0)",
             "tried = tl.where(tl.abs(step) < h, tl.abs(step), h)",
-            "shortest = tl.where(ulp * tl.abs(t) > least_step, ulp * tl.abs(t), least_step)",
+            "shortest = tl.where(ulp * tl.abs(t) > min_step, ulp * tl.abs(t), min_step)",
             "stuck = running & (accept == 0) & (tried <= shortest)",
             "status = tl.where(stuck, tl.where(ratio != ratio, 3, 2), status)",
         )
