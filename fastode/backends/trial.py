@@ -103,7 +103,7 @@ def _compare(
         k1 = field(start, y)
         size = 0.05 * (1.0 + largest(y.detach())) / (largest(k1.detach()) + 1e-12)
         h = span.sign() * span.abs().clamp(max=size)
-        h = torch.where(h == 0.0, size, h)
+        h = start + torch.where(h == 0.0, size, h) - start  # as the clock has it
         truth, _ = rk_step(plan.tableau, field, start, h, y, k1)
     step = replace(
         plan,
