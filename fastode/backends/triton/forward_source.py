@@ -195,7 +195,7 @@ class ForwardKernel(Kernel):
         with out.block("while go > 0:"):
             out.add(
                 "running = status == -1",
-                'target = tl.where((h == float("inf")) | (to_outputs != 0), next_output, end)',
+                'target = tl.where(h == float("inf"), next_output, tl.where(to_outputs > 0.5, next_output, end))',
                 "cut = h * (1.0 + last_stretch) >= tl.abs(target - t)",
                 "t_next = tl.where(running, tl.where(cut, target, t + direction * h), t)",
                 "step = t_next - t  # so that the state goes as far as the clock",
