@@ -142,6 +142,44 @@ def carry(func: Any, t0: Tensor, t1: Tensor, y: Tensor) -> Tensor:
     return y + h / 6 * (k1 + 2 * (k2 + k3) + k4)
 
 
+def first_step_size(
+    slope: Callable[[float], Tensor],
+    y0: Tensor,
+    f0: Tensor,
+    scale: Tensor,
+    norm: Norm,
+    exponent: float,
+    span: float = math.inf,
+) -> float:
+    """Size of a first step (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, II.4).
+
+    Args:
+        slope: the slope after an Euler step of a size.
+        y0: the start.
+        f0: the slope there.
+        scale: error that is tolerated in each entry of the state.
+        norm: of a state.
+        exponent: 1 / order of the error that is controlled.
+        span: time to the end.
+    """
+    d0, d1 = abs(float(norm(y0 / scale))), abs(float(norm(f0 / scale)))
+    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+    if span == 0.0:
+        return 1e-6
+    h0 = min(h0 if 0.0 < h0 < math.inf else 1e-6, span)
+    d2 = abs(float(norm((slope(h0) - f0) / scale))) / h0
+    steepest = max(d1, d2)
+    h1 = max(1e-6, h0 * 1e-3) if steepest <= 1e-15 else (0.01 / steepest) ** exponent
+    return min(100 * h0, h1) if 0.0 < h1 < math.inf else h0
+
+
+def step_factor(ratio: float, safety: float, ifactor: float, dfactor: float, exponent: float) -> float:
+    """Next size of a step over its last one, from the error in units of its tolerance."""
+    if ratio == 0.0:
+        return ifactor
+    return min(ifactor, max(safety / ratio**exponent, 1.0 if ratio < 1 else dfactor))
+
+
 class RungeKutta(AdaptiveStepsizeEventODESolver):
     """An adaptive explicit Runge-Kutta method; subclasses name its tableau.
 
@@ -239,21 +277,12 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
 
     def _first_size(self) -> float:
         y0, f0 = self._y.detach(), self._k1.detach()
-        scale = self._scale(y0.abs())
-        d0, d1 = abs(float(self.norm(y0 / scale))), abs(float(self.norm(f0 / scale)))
-        h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-        span = self._end - self._t
-        if span == 0.0:
-            return 1e-6
-        h0 = min(h0 if 0.0 < h0 < math.inf else 1e-6, span)
-        f1 = self.func(self.steps.time(self._t + h0), torch.add(y0, f0, alpha=h0))
-        d2 = abs(float(self.norm((f1 - f0) / scale))) / h0
-        steepest = max(d1, d2)
-        if steepest <= 1e-15:
-            h1 = max(1e-6, h0 * 1e-3)
-        else:
-            h1 = (0.01 / steepest) ** self.steps.tableau.error_exponent
-        return min(100 * h0, h1) if 0.0 < h1 < math.inf else h0
+
+        def slope(h: float) -> Tensor:
+            return self.func(self.steps.time(self._t + h), torch.add(y0, f0, alpha=h))
+
+        scale, exponent = self._scale(y0.abs()), self.steps.tableau.error_exponent
+        return first_step_size(slope, y0, f0, scale, self.norm, exponent, self._end - self._t)
 
     def _advance(self, next_t: Tensor) -> Tensor:
         target = float(next_t.detach())
@@ -345,20 +374,17 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
                 self._k1 = self.steps.first_slope(Step(t1, t1, jumps_before=True), y1)
         elif tried <= max(shortest, self.min_step):
             raise self._underflow(tried)
-        self._h = tried * self._factor(accept)
+        self._h = tried * self._factor()
 
     def _underflow(self, h: float) -> OdeintError:
         if math.isfinite(self._ratio):
             return self._failure(Status.STEP_UNDERFLOW, f"underflow in dt {h}")
         return self._failure(Status.NON_FINITE, f"non-finite values in state `y`, underflow in dt {h}")
 
-    def _factor(self, accept: bool) -> float:
+    def _factor(self) -> float:
         if not math.isfinite(self._ratio):
             return self.dfactor
-        if self._ratio == 0.0:
-            return self.ifactor
-        least = 1.0 if self._ratio < 1 else self.dfactor
-        return min(self.ifactor, max(self.safety / self._ratio**self.steps.tableau.error_exponent, least))
+        return step_factor(self._ratio, self.safety, self.ifactor, self.dfactor, self.steps.tableau.error_exponent)
 
 
 def _numbers(times: Any) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -10,24 +11,120 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastode.dropin.adaptive import RungeKutta
+from fastode.dropin.adaptive import RungeKutta, first_step_size, step_factor
 from fastode.dropin.arguments import check, flat_tolerance
 from fastode.dropin.functions import Perturb, SolverEvent
 from fastode.dropin.norms import Norm
-from fastode.dropin.solvers import RungeKuttaGrid, locate_event
-from fastode.tableaus import Tableau
+from fastode.dropin.solvers import RungeKuttaGrid, locate_event, weighted
+from fastode.tableaus import Tableau, get_tableau
 
 ButcherTableau = namedtuple("ButcherTableau", "alpha, beta, c_sol, c_error")
+RungeKuttaState = namedtuple("RungeKuttaState", "y1, f1, t0, t1, dt, interp_coeff")
+
+
+def butcher_tableau(method: str) -> ButcherTableau:
+    """An adaptive method of fastode's, in first-same-as-last form, as float64 tensors for solvers of users."""
+    tableau = get_tableau(method)
+    assert tableau.e is not None
+    alpha, weights, error = (torch.tensor(x.tolist(), dtype=torch.float64) for x in (tableau.c, tableau.b, tableau.e))
+    rows = [torch.tensor(tableau.a[i, :i].tolist(), dtype=torch.float64) for i in range(1, tableau.n_stages)]
+    return ButcherTableau(alpha[1:], rows, weights, error)
+
+
+def middle_weights(method: str) -> Tensor:
+    """Weights (n_stages,), float64, of the stages in the middle of a step, from fastode's interpolant."""
+    tableau = get_tableau(method)
+    basis = [math.comb(tableau.degree, m) / 2**tableau.degree for m in range(1, tableau.degree + 1)]
+    return torch.tensor((tableau.q @ basis).tolist(), dtype=torch.float64)
+
+
+def runge_kutta_step(
+    func: Any, y0: Tensor, f0: Tensor, t0: Tensor, dt: Tensor, t1: Tensor, tableau: ButcherTableau
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step of a method, with gradients to all that it is made of.
+
+    Returns:
+        The state at its end, the slope of the last stage, the estimate of the error, and all stages as
+        (*state, n_stages).
+    """
+    real = y0.dtype.to_real()
+    t0, dt, t1 = (x.to(real) for x in (t0, dt, t1))
+    slopes = [f0]
+    for c, row in zip(_numbers(tableau.alpha), tableau.beta, strict=True):
+        at, side = (t1, Perturb.PREV) if c == 1.0 else (t0 + c * dt, Perturb.NONE)
+        slopes.append(func(at, y0 + dt * weighted(row, slopes), perturb=side))
+    y1, error = y0 + dt * weighted(tableau.c_sol, slopes), dt * weighted(tableau.c_error, slopes)
+    return y1, slopes[-1], error, torch.stack(slopes, dim=-1)
+
+
+def select_initial_step(
+    func: Callable[..., Tensor],
+    t0: Tensor,
+    y0: Tensor,
+    order: int,
+    rtol: Any,
+    atol: Any,
+    norm: Norm,
+    f0: Tensor | None = None,
+) -> Tensor:
+    """Size of a first step, 0-d in the dtype of t0; order is the method's less one."""
+    with torch.no_grad():
+        known = func(t0, y0) if f0 is None else f0
+        scale = atol + y0.abs() * rtol
+        size = first_step_size(lambda h: func(t0 + h, y0 + h * known), y0, known, scale, norm, 1 / (order + 1))
+    return torch.tensor(size, dtype=t0.dtype, device=t0.device)
+
+
+def optimal_step_size(
+    last_step: Tensor, error_ratio: Any, safety: Any, ifactor: Any, dfactor: Any, order: int
+) -> Tensor:
+    """Size of the next step, from the error in units of its tolerance; a constant for every gradient."""
+    factor = step_factor(float(error_ratio), float(safety), float(ifactor), float(dfactor), 1 / order)
+    return last_step.detach() * factor
+
+
+def to_tensor(value: Any, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
+    """A number or tensor as a tensor of a dtype on a device."""
+    return torch.as_tensor(value, dtype=dtype, device=device)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all entries are finite."""
+    return bool(tensor.isfinite().all())
+
+
+def is_iterable(value: Any) -> bool:
+    """Whether ``iter`` takes a value."""
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True
+
+
+def scaled_dot_product(scale: Any, xs: Sequence[Any], ys: Sequence[Any]) -> Any:
+    """The sum of scale x y over pairs of x and y."""
+    return sum(scale * x * y for x, y in zip(xs, ys, strict=True))
 
 
 class RKAdaptiveStepsizeODESolver(RungeKutta):
     """An adaptive Runge-Kutta method of the user's own: a subclass with ``order`` and ``tableau``.
 
     The state between steps comes from cubic Hermite interpolation; ``mid`` is not needed.
+
+    Raises:
+        TypeError: the subclass has an ``_adaptive_step``, which nothing would call.
     """
 
     tableau: ButcherTableau
     mid: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if hasattr(self, "_adaptive_step"):
+            raise TypeError(
+                f"{type(self).__name__}._adaptive_step would never be called: fastode takes steps of its own"
+            )
+        super().__init__(*args, **kwargs)
 
     @property
     def coefficients(self) -> Tableau:

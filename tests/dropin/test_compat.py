@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fastode
 import fastode.compat.torchdiffeq as alias
-from fastode.compat.torchdiffeq._impl import event_handling, interp, misc, rk_common, solvers
+from fastode.compat.torchdiffeq._impl import event_handling, fixed_grid_implicit, interp, misc, rk_common, solvers
 from fastode.compat.torchdiffeq._impl.odeint import SOLVERS
 from tests.dropin.tools import F64, FIXED, field_of, gradients, largest_difference, relative_difference, state
 
@@ -37,7 +37,7 @@ from torchdiffeq._impl.adjoint import find_parameters
 from torchdiffeq._impl.fixed_grid import Euler, Midpoint, RK4
 from torchdiffeq._impl.interp import _interp_evaluate, _interp_fit
 from torchdiffeq._impl.event_handling import find_event
-from torchdiffeq._impl.dopri5 import Dopri5Solver
+from torchdiffeq._impl.dopri5 import Dopri5Solver, _DORMAND_PRINCE_SHAMPINE_TABLEAU, DPS_C_MID
 import fastode
 from fastode.dropin import methods
 assert odeint is fastode.odeint and odeint_event is fastode.odeint_event
@@ -130,6 +130,106 @@ def test_adaptive_solvers_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
         field_of("rows"), state("rows"), T, method="bosh3", options={"step_control": "batch"}, **how
     )
     assert largest_difference(found, built_in) < 1e-12
+
+
+TABLES = {
+    "dopri5": ("_DORMAND_PRINCE_SHAMPINE_TABLEAU", "DPS_C_MID"),
+    "dopri8": ("_DOPRI8_TABLEAU", "C_mid"),
+    "bosh3": ("_BOGACKI_SHAMPINE_TABLEAU", "_BS_C_MID"),
+    "fehlberg2": ("_FEHLBERG2_TABLEAU", "_FE_C_MID"),
+    "adaptive_heun": ("_ADAPTIVE_HEUN_TABLEAU", "_AH_C_MID"),
+}
+
+
+@pytest.mark.parametrize("method", TABLES)
+@pytest.mark.parametrize("kind", ["rows", "complex128"])
+def test_tables_in_solvers_of_users(method: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A solver made from a method's own table takes the method's own steps."""
+    module = importlib.import_module(f"fastode.compat.torchdiffeq._impl.{method}")
+    tableau, mid = (getattr(module, name) for name in TABLES[method])
+    order = SOLVERS[method].order
+    mine = type("Mine", (rk_common.RKAdaptiveStepsizeODESolver,), {"order": order, "tableau": tableau, "mid": mid})
+    monkeypatch.setitem(SOLVERS, "mine", mine)
+    how, t = {"rtol": 1e-5, "atol": 1e-5}, T[[0, -1]]
+    found = fastode.odeint(field_of(kind), state(kind), t, method="mine", **how)
+    own = fastode.odeint(field_of(kind), state(kind), t, method=method, options={"step_control": "batch"}, **how)
+    assert largest_difference(found, own) < 1e-12
+
+
+def test_steps_of_users_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than left out of the solve without a word."""
+    tableau = importlib.import_module("fastode.compat.torchdiffeq._impl.dopri5")._DORMAND_PRINCE_SHAMPINE_TABLEAU
+    parts = {"order": 5, "tableau": tableau, "_adaptive_step": lambda self, rk_state: rk_state}
+    monkeypatch.setitem(SOLVERS, "mine", type("Mine", (rk_common.RKAdaptiveStepsizeODESolver,), parts))
+    with pytest.raises(TypeError, match=r"Mine\._adaptive_step would never be called"):
+        fastode.odeint(field_of("rows"), state("rows"), T, method="mine")
+
+
+@pytest.mark.parametrize("method", TABLES)
+def test_tables(method: str) -> None:
+    """Those of torchdiffeq, up to the error's sign and a last stage that is the next step's first."""
+    mine, theirs = (
+        importlib.import_module(f"{root}._impl.{method}") for root in ("fastode.compat.torchdiffeq", "torchdiffeq")
+    )
+    (tableau, mid), (their_tableau, _) = ([getattr(m, name) for name in TABLES[method]] for m in (mine, theirs))
+    n = len(their_tableau.alpha)
+    torch.testing.assert_close(tableau.alpha[:n], their_tableau.alpha)
+    for row, their_row in zip(tableau.beta, their_tableau.beta, strict=False):
+        torch.testing.assert_close(row, their_row)
+    torch.testing.assert_close(tableau.c_sol[: n + 1], their_tableau.c_sol)
+    torch.testing.assert_close(tableau.c_error[: n + 1].abs(), their_tableau.c_error.abs())
+    assert not tableau.c_sol[n + 1 :].any()
+    c = torch.cat([torch.zeros(1, dtype=F64), tableau.alpha])
+    assert float(mid.sum()) == pytest.approx(1 / 2, abs=1e-14)
+    assert float(mid @ c) == pytest.approx(1 / 8, abs=1e-14)
+    if method == "dopri5":
+        torch.testing.assert_close(mid, theirs.DPS_C_MID, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["rows", "complex128"])
+def test_tabulated_steps(kind: str) -> None:
+    """Single steps as loops of other projects take them: values, and gradients by the state and the step."""
+
+    def func(t: Tensor, y: Tensor, perturb: Any = None) -> Tensor:
+        return torch.sin(t) * y**2
+
+    found = []
+    for rk, root in ((rk_common, "fastode.compat.torchdiffeq"), (their_rk, "torchdiffeq")):
+        tableau = importlib.import_module(f"{root}._impl.dopri5")._DORMAND_PRINCE_SHAMPINE_TABLEAU
+        t0, dt = torch.tensor(0.3, dtype=F64), torch.tensor(0.2, dtype=F64, requires_grad=True)
+        y0 = state(kind).detach().requires_grad_()
+        parts = rk._runge_kutta_step(func, y0, func(t0, y0), t0, dt, t0 + dt, tableau)
+        loss = sum((part.abs() ** 2).sum() for part in parts)
+        found.append([*parts, *torch.autograd.grad(loss, (y0, dt))])
+        assert rk._RungeKuttaState(y0, parts[1], t0, t0 + dt, dt, [y0] * 5).interp_coeff[4] is y0
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
+
+
+def test_step_sizes() -> None:
+    t0, y0 = torch.tensor(0.3, dtype=F64), state("rows").detach()
+    for order, rtol in ((1, 1e-3), (4, 1e-9)):
+        args = (lambda t, y: torch.sin(t) * y, t0, y0, order, rtol, 1e-6)
+        mine, theirs = (m._select_initial_step(*args, norm=m._rms_norm) for m in (misc, their_misc))
+        torch.testing.assert_close(mine, theirs)
+    step, safety, ifactor, dfactor = (torch.tensor(x, dtype=F64) for x in (0.25, 0.9, 10.0, 0.2))
+    for ratio in (0.0, 1e-9, 0.3, 0.99, 1.0, 7.0, 1e9):
+        args = (step, torch.tensor(ratio, dtype=F64), safety, ifactor, dfactor, 5)
+        torch.testing.assert_close(misc._optimal_step_size(*args), their_misc._optimal_step_size(*args))
+
+
+def test_small_parts() -> None:
+    assert misc._convert_to_tensor(2, dtype=F64).dtype == F64
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert misc._convert_to_tensor(x) is x
+    assert misc._is_finite(x)
+    assert not misc._is_finite(torch.tensor([0.0, float("nan")]))
+    assert not misc._is_finite(torch.tensor([float("inf"), 0.0]))
+    assert misc._is_iterable((1, 2))
+    assert not misc._is_iterable(1.0)
+    assert float(misc._scaled_dot_product(0.5, [1.0, 2.0], [3.0, x[1]]).detach()) == 3.5
+    assert fixed_grid_implicit.GaussLegendre4 is SOLVERS["gl4"]
+    assert fixed_grid_implicit.GaussLegendre6 is SOLVERS["gl6"]
 
 
 def test_norms() -> None:

@@ -1,5 +1,9 @@
 """The method dopri8."""
 
 from fastode.dropin.adaptive import Dopri8Solver
+from fastode.dropin.legacy import butcher_tableau, middle_weights
 
-__all__ = ["Dopri8Solver"]
+_DOPRI8_TABLEAU = butcher_tableau("dopri8")
+C_mid = middle_weights("dopri8")
+
+__all__ = ["_DOPRI8_TABLEAU", "C_mid", "Dopri8Solver"]

@@ -12,11 +12,15 @@ from fastode.dropin.implicit import (
     Trapezoid,
 )
 
+GaussLegendre4, GaussLegendre6 = GL4, GL6
+
 __all__ = [
     "GL4",
     "GL6",
     "SDIRK2",
     "TRBDF2",
+    "GaussLegendre4",
+    "GaussLegendre6",
     "ImplicitEuler",
     "ImplicitMidpoint",
     "RadauIIA3",

@@ -5,6 +5,12 @@ from fastode.dropin.functions import no_callback as _null_callback
 from fastode.dropin.functions import unflatten as _flat_to_shape
 from fastode.dropin.legacy import check_inputs as _check_inputs
 from fastode.dropin.legacy import error_ratio as _compute_error_ratio
+from fastode.dropin.legacy import is_finite as _is_finite
+from fastode.dropin.legacy import is_iterable as _is_iterable
+from fastode.dropin.legacy import optimal_step_size as _optimal_step_size
+from fastode.dropin.legacy import scaled_dot_product as _scaled_dot_product
+from fastode.dropin.legacy import select_initial_step as _select_initial_step
+from fastode.dropin.legacy import to_tensor as _convert_to_tensor
 from fastode.dropin.norms import linf_norm as _linf_norm
 from fastode.dropin.norms import mixed_norm as _mixed_norm
 from fastode.dropin.norms import rms_norm as _rms_norm
@@ -20,11 +26,17 @@ __all__ = [
     "_all_callback_names",
     "_check_inputs",
     "_compute_error_ratio",
+    "_convert_to_tensor",
     "_flat_to_shape",
     "_handle_unused_kwargs",
+    "_is_finite",
+    "_is_iterable",
     "_linf_norm",
     "_mixed_norm",
     "_null_callback",
+    "_optimal_step_size",
     "_rms_norm",
+    "_scaled_dot_product",
+    "_select_initial_step",
     "_zero_norm",
 ]
