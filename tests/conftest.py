@@ -15,6 +15,7 @@ import torch
 
 from fastode import _environment
 from fastode._environment import _C
+from fastode.program import known
 
 # No deadline: shared machines stall. In CI the examples are the same in every run.
 hypothesis.settings.register_profile("fastode", deadline=None)
@@ -35,9 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def same_surroundings() -> Iterator[None]:
     """Start every test from the same random state, and undo changes of the settings of the process."""
     torch.manual_seed(0)
+    changing, known._CHANGING = known._CHANGING, 10**9  # tests use one field with many numbers, each of them once
     isa, threads, torch_threads = _C.get_isa(), _C.get_num_threads(), torch.get_num_threads()
     wanted, dtype = _environment._wanted_threads, torch.get_default_dtype()
     yield
+    known._CHANGING = changing
     _C.set_isa(isa)
     _C.set_num_threads(threads)
     _environment._wanted_threads = wanted

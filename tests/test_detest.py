@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import fastode
 from bench.detest.__main__ import COLUMNS, main
 from bench.detest.measure import Answer, errors, ours
 from bench.detest.problems import END, PROBLEMS
@@ -160,3 +161,26 @@ def test_unknown_problem() -> None:
     done = CliRunner().invoke(main, ["--problems", "Z"])
     assert done.exit_code == 2
     assert "problem" in done.output
+
+
+def test_a_million_steps_keep_their_clock() -> None:
+    """y'' = -y with 10^6 steps of 0.1, which float64 cannot hold: the state is the power of the step's polynomial."""
+    n, span = 10**6, 1e5
+    y0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    with torch.no_grad():
+        sol = fastode.solve(
+            lambda t, y: torch.stack([y[:, 1], -y[:, 0]], 1),
+            y0,
+            [0.0, span],
+            method="rk4_classic",
+            step_size=span / n,
+            max_steps=2 * n,
+        )
+    assert sol.stats.n_accepted.tolist() == [n]
+    with mpmath.workdps(40):
+        z = mpmath.mpc(0, -1) * mpmath.mpf(span) / n
+        right = (1 + z + z**2 / 2 + z**3 / 6 + z**4 / 24) ** n
+    assert abs(sol.ys[-1, 0, 0].item() - float(right.real)) < 1e-9
+    assert abs(sol.ys[-1, 0, 1].item() - float(right.imag)) < 1e-9
+    energy = math.hypot(*sol.ys[-1, 0].tolist())
+    assert abs(energy - float(abs(right))) < 1e-11  # that of the method, to rounding

@@ -2,14 +2,10 @@
 
 OPEN = frozenset(
     {
-        "cached weights",
-        "cached weights in a dict",
         "decay in ctypes",
-        "gradient mode asked",
         "previous value used",
         "random numbers of numpy",
         "random numbers of python",
-        "requires grad asked",
         "spectral norm in train",
     }
 )
