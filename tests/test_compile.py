@@ -148,7 +148,7 @@ def test_the_operator_is_well_formed(needs):
     y0 = torch.randn(5, 3, requires_grad=needs == "state")
     times = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64, requires_grad=needs == "times")
     controls = [] if needs == "parameters" else [torch.randn(5, 12, requires_grad=needs == "controls")]
-    settings = (field.number, "auto", "dopri5", 1e-3, 1e-4, math.nan, "", 1000, 1, 0)
+    settings = (field.number, "auto", "dopri5", 1e-3, 1e-4, math.nan, "", 1000, False, 1, 0)
     torch.library.opcheck(torch.ops.fastode.solve.default, ([y0], times, controls, field.held, True, *settings))
 
 
@@ -187,7 +187,7 @@ def test_fake_tensors_on_a_gpu():
     with FakeTensorMode(shape_env=shapes):
         y0, controls = torch.empty(5, 3, device="cuda"), torch.empty(5, 12, device="cuda")
         times = torch.empty(4, dtype=torch.float64)  # the user's may be on the CPU
-        settings = (field.number, "auto", "dopri5", 1e-3, 1e-4, math.nan, "", 1000, 1, 0)
+        settings = (field.number, "auto", "dopri5", 1e-3, 1e-4, math.nan, "", 1000, False, 1, 0)
         ys, columns, reached, words, layout = torch.ops.fastode.solve([y0], times, [controls], [], True, *settings)
         assert (ys.shape, ys.dtype) == ((4, 5, 3), torch.float32)
         assert (columns.shape, columns.dtype) == ((4, 5), torch.int64)
