@@ -180,24 +180,28 @@ def test_step_control_follows_the_formula(ratios, p, i, d, bounds, limits, expon
     y0, k = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
     end = 1e9
     driven = Driven(y0, k, [1.0, -1.0], end, exponent=exponent, b1=b1, b2=b2, b3=b3, **constants)
-    shortest = max(limits[0], MIN_STEP_ULPS * 2.0**-52 * end)
-    h, old, sizes, rejected, status = 1.0, [1.0, 1.0], [], 0, -1
+    t, h, old, sizes, rejected, status = 0.0, 1.0, [1.0, 1.0], [], 0, -1
+
+    def shortest():
+        return max(limits[0], MIN_STEP_ULPS * 2.0**-52 * t)
+
     for ratio in ratios:
-        slope = k + ratio / h if math.isfinite(ratio) else torch.full_like(k, math.nan)
-        actual = abs(h * float(k - slope))  # after rounding
+        step = (t + h) - t  # as far as the clock goes
+        slope = k + ratio / step if step and math.isfinite(ratio) else torch.full_like(k, math.nan)
+        actual = abs(step * float(k - slope))  # after rounding
         running = driven.step([slope])
-        accepted = actual <= 1
+        accepted, tried = step != 0 and actual <= 1, min(step, h)
         if accepted:
-            sizes.append(h)
-            k = slope
+            sizes.append(step)
+            k, t = slope, t + h
         else:
             rejected += 1
-            if h <= shortest:
+            if tried <= shortest():
                 status = int(Status.NON_FINITE if math.isnan(actual) else Status.STEP_UNDERFLOW)
                 assert running == 0
                 break
-        h *= scalar_factor(controller, exponent, actual, old[-1], old[-2], accepted)
-        h = min(max(h, shortest), limits[1])
+        h = tried * scalar_factor(controller, exponent, actual, old[-1], old[-2], accepted)
+        h = min(max(h, shortest()), limits[1])
         if accepted:
             old.append(actual)
     assert driven.stepper.status().tolist() == [status]
