@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fastode.backends.base import Forward
 from fastode.backends.compare import same_rows
+from fastode.controllers import shortest_step
 from fastode.events import arrays as xp
 from fastode.events.collect import Recorded, Scattered, add, joined_dense, put, rank, rows
 from fastode.events.crossing import leaves_root, locate, locate_any_order, rates
@@ -28,7 +29,7 @@ from fastode.events.event import FlatEvents
 from fastode.events.result import Events, Occurrences
 from fastode.events.search import Found, Search
 from fastode.events.span import make_span
-from fastode.events.window import Crossings, Start, clock_tolerance, same_time
+from fastode.events.window import Crossings, Start, same_time
 from fastode.problem import Inputs, Plan
 from fastode.solution import DenseOutput, Stats
 from fastode.status import Status
@@ -280,7 +281,8 @@ class Chain:
         here: Any = slice(None) if whole is None else index
         fired, direction = fired[here], self.direction[here]
         end, before = found.end[here], rows(y_end, whole)
-        standstill = (end - self.t.detach()[here]).abs() <= clock_tolerance(end)
+        # Steps are no shorter than this, so what happens within one cannot be told apart.
+        standstill = (end - self.t.detach()[here]).abs() <= shortest_step(end, before.dtype)
         back = standstill & (fired & self.at_root[here]).any(1)  # it left this root and is back, in no time
         fired = fired & ~back[:, None]
         slope = None if self.any_order else rows(self._slope(found.end, y_end.detach()), whole)
