@@ -140,7 +140,7 @@ def test_finished_samples_stop_costing_evaluations(broken):
         value = torch.stack([y[:, 1], -9 * y[:, 0]], dim=1)
         return torch.where(y > limit, torch.nan, value)
 
-    # The sick ones creep towards where the field ends, by steps of a few roundings of the time, until they may not go on.
+    # The sick ones creep towards where the field ends, by steps of a few roundings of the time, as long as they may.
     options = {"on_failure": "nan", "max_steps": 500}
     counting = Counting(oscillate)
     sol = fastode.solve(counting, y0, staggered(batch), controls=limit, backend="stepped", **options)
