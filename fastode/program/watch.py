@@ -103,7 +103,7 @@ class Watch:
                 self._refuse(verdict, frame.f_back)
             elif trust.is_of_torch_or_python(code) and not self._is_users(frame.f_back):
                 self._inside.append((frame, _TRUSTED))  # it is part of what trusted code does
-            elif code not in self.executed.codes:
+            elif code not in self.executed.codes and not _makes_a_named_tuple(frame):
                 self._run(code, frame)
 
     def _is_users(self, frame: types.FrameType | None) -> bool:
@@ -118,6 +118,11 @@ class Watch:
     def _refuse(self, reason: str, frame: types.FrameType | None) -> None:
         self.refusal = self.refusal or NotAProgram(reason, line_of(frame), _AS_INPUT)
         raise self.refusal
+
+
+def _makes_a_named_tuple(frame: types.FrameType) -> bool:
+    """Whether a frame is the constructor that ``collections.namedtuple`` writes; torch's results have such types."""
+    return frame.f_code.co_names == ("_tuple_new",) and frame.f_globals.get("_tuple_new") is tuple.__new__
 
 
 def _is_farewell(frame: types.FrameType) -> bool:
