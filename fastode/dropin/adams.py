@@ -91,17 +91,18 @@ class AdamsBashforthMoulton(RungeKuttaGrid):
         self._times: deque[float] = deque(maxlen=self._slopes.maxlen)
         self._times_of_graph: deque[Tensor] = deque(maxlen=self._slopes.maxlen)
 
-    def _weights(self, t0: Tensor, dt: Tensor) -> tuple[Sequence[Any], Sequence[Any]]:
+    def _weights(self, t0: Tensor, dt: Tensor, t1: Tensor) -> tuple[Sequence[Any], Sequence[Any]]:
         """Weights of the known slopes, and of those with the one at the step's end before them."""
         if dt.requires_grad and torch.is_grad_enabled():
             varying = [(t - t0) / dt for t in self._times_of_graph]
             return varying_adams_weights(varying), varying_adams_weights([torch.ones_like(dt), *varying])
-        nodes = self._nodes(t0, dt)
+        nodes = self._nodes(t0, t1)
         return adams_weights(tuple(nodes)), adams_weights((1.0, *nodes)) if self.implicit else ()
 
-    def _nodes(self, t0: Tensor, dt: Tensor) -> list[float]:
+    def _nodes(self, t0: Tensor, t1: Tensor) -> list[float]:
         """Times of the known slopes in units of the step, 0 at its start; whole but for rounding of the times."""
-        start, size = float(t0), float(dt)
+        start = float(t0.detach())
+        size = float(t1.detach()) - start
         rounding = 64 * torch.finfo(t0.dtype).eps * max(map(abs, self._times)) / abs(size)
         nodes = [(t - start) / size for t in self._times]
         whole = all(abs(node + j) <= rounding for j, node in enumerate(nodes))
@@ -113,13 +114,14 @@ class AdamsBashforthMoulton(RungeKuttaGrid):
 
     def _step_func(self, func: Any, t0: Tensor, dt: Tensor, t1: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
         f0 = func(t0, y0, perturb=Perturb.NEXT if self.perturb else Perturb.NONE)
-        if not self._times or self._times[0] != float(t0):
+        start = float(t0.detach())
+        if not self._times or self._times[0] != start:
             self._slopes.appendleft(f0)
-            self._times.appendleft(float(t0))
+            self._times.appendleft(start)
             self._times_of_graph.appendleft(t0)
         if min(len(self._slopes), self.max_order - 1) < _MIN_ORDER - 1:
             return self._start(func, t0, dt, t1, y0, f0), f0
-        predictor, corrector = self._weights(t0, dt)
+        predictor, corrector = self._weights(t0, dt, t1)
         dy = dt * weighted(predictor, list(self._slopes))
         if not self.implicit:
             return dy, f0

@@ -19,7 +19,6 @@ import bisect
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,30 +29,11 @@ from fastode.controllers import LAST_STEP_STRETCH, MIN_STEP_ULPS, least_step
 from fastode.dropin.failure import OdeintError, whole_state_error
 from fastode.dropin.functions import CALLBACKS, Perturb
 from fastode.dropin.norms import Norm, rms_norm
+from fastode.dropin.rk_state import DrivenByStates, Step, interpolation_evaluate
 from fastode.dropin.solvers import AdaptiveStepsizeEventODESolver, event_sign, locate_event, start_sign
+from fastode.dropin.times import carry
 from fastode.status import Status
 from fastode.tableaus import Tableau, get_tableau
-
-
-@dataclass(frozen=True)
-class Step:
-    """An accepted step.
-
-    Attributes:
-        t, t1: its ends, in the solver's time.
-        jumps_before: whether the function jumps at t, so that the first stage is evaluated just after it.
-        jumps_after: whether it jumps, or may, at t1, so that stages there are evaluated just before it.
-    """
-
-    t: float
-    t1: float
-    jumps_before: bool = False
-    jumps_after: bool = False
-
-    @property
-    def h(self) -> float:
-        """Its size."""
-        return self.t1 - self.t
 
 
 class RungeKuttaSteps:
@@ -127,21 +107,6 @@ def combine(y: Tensor | None, h: float, weights: Sequence[float], slopes: Sequen
     return torch.zeros_like(slopes[0]) if total is None else total
 
 
-def carry(func: Any, t0: Tensor, t1: Tensor, y: Tensor) -> Tensor:
-    """The state carried from a time to a time near it by the classic Runge-Kutta method of order 4.
-
-    With t0 = t1 this is y with its derivatives by t0 and t1, exact to the fourth: how times enter graphs.
-    """
-    real = y.dtype.to_real()
-    h = (t1 - t0).to(real)
-    half = (t0 + t1) / 2
-    k1 = func(t0, y)
-    k2 = func(half, y + h / 2 * k1)
-    k3 = func(half, y + h / 2 * k2)
-    k4 = func(t1, y + h * k3)
-    return y + h / 6 * (k1 + 2 * (k2 + k3) + k4)
-
-
 def first_step_size(
     slope: Callable[[float], Tensor],
     y0: Tensor,
@@ -180,7 +145,7 @@ def step_factor(ratio: float, safety: float, ifactor: float, dfactor: float, exp
     return min(ifactor, max(safety / ratio**exponent, 1.0 if ratio < 1 else dfactor))
 
 
-class RungeKutta(AdaptiveStepsizeEventODESolver):
+class RungeKutta(DrivenByStates, AdaptiveStepsizeEventODESolver):
     """An adaptive explicit Runge-Kutta method; subclasses name its tableau.
 
     Args:
@@ -256,7 +221,8 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
         value = torch.as_tensor(value, dtype=torch.float64, device=self.y0.device)
         return float(value) if value.ndim == 0 else value
 
-    def _before_integrate(self, t: Tensor) -> None:
+    def _before_integrate(self, t: Tensor | Sequence[Tensor]) -> None:
+        t = t if isinstance(t, Tensor) else torch.stack(list(t))
         known = t.tolist()
         self._end = known[-1] if len(known) > 1 else math.inf
         self._t, self._y = known[0], self.y0
@@ -270,6 +236,7 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
             self._h = self._first_size() if self.first_step is None else self.first_step
         self._scaled: Tensor | None = None
         self._ratio = 0.0
+        self._polynomial = self._state = None
 
     def _scale(self, size: Tensor) -> Tensor:
         tiny = torch.finfo(size.dtype).tiny
@@ -289,7 +256,7 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
         n_steps = 0
         while target > self._t:
             self._require_steps(n_steps)
-            self._attempt()
+            self._advance_once()
             n_steps += 1
         y = self._y if target == self._t or self._step is None else self._inside(target)
         if next_t.requires_grad and torch.is_grad_enabled():
@@ -298,6 +265,8 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
 
     def _inside(self, t: float) -> Tensor:
         assert self._step is not None
+        if self._polynomial is not None:
+            return interpolation_evaluate(self._polynomial, *map(self._clock, (self._step.t, self._step.t1, t)))
         return self.steps.between(self._step, self._start, self._slopes, t)
 
     def _advance_until_event(self, event_fn: Callable[..., Any]) -> tuple[Tensor, Tensor]:
@@ -307,7 +276,7 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
         n_steps = 0
         while event_sign(event_fn, self._clock(self._t), self._y) == sign0:
             self._require_steps(n_steps)
-            self._attempt()
+            self._advance_once()
             n_steps += 1
         assert self._step is not None
         ends = self._clock(self._step.t), self._clock(self._step.t1)
@@ -327,7 +296,7 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
 
     def _attempt(self) -> None:
         """Tries one step; on acceptance the state is that at its end."""
-        t, y = self._t, self._y
+        t, y, self._state = self._t, self._y, None
         h = min(max(self._h, self.min_step), self.max_step)
         if self.func.callback_step is not None:
             self.func.callback_step(self._clock(t), y, self._clock(h))
@@ -360,7 +329,7 @@ class RungeKutta(AdaptiveStepsizeEventODESolver):
         if accept:
             if self.accepted is not None:
                 self.accepted.append((step, y, slopes))
-            self._step, self._start, self._slopes = step, y, slopes
+            self._step, self._start, self._slopes, self._polynomial = step, y, slopes, None
             self._t, self._y, self._k1 = t1, y1, slopes[-1]
             self._jumped = stop is not None and stop in self.jump_t
             if self._jumped:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastode.autograd import guard
 from fastode.backends.compare import NotRepeatable
 from fastode.dropin import batched, programs, torch_engine
-from fastode.dropin.adjoint_norms import adjoint_norm
+from fastode.dropin.adjoint_norms import adjoint_norm, state_norm
 from fastode.dropin.arguments import Arguments, check, flat_tolerance, is_several
 from fastode.dropin.compiled import outside_of_graphs
 from fastode.dropin.crossing import with_time_gradient
@@ -132,8 +132,8 @@ def _solve(
     if tied and gradient == "exact":
         return run(args)  # in a graph of its own a parameter that comes from another would count twice
     settings = dict(adjoint_options)
-    settings["norm"] = adjoint_norm(settings.get("norm"), args)
-    job = _Job(
+    settings["norm"] = adjoint_norm(settings.get("norm"), state_norm(args), args.shapes)
+    job = AdjointJob(
         args,
         wanted,
         args.rtol if adjoint_rtol is None else adjoint_rtol,
@@ -174,7 +174,7 @@ def _has_record(args: Arguments) -> bool:
 
 
 @dataclass
-class _Job:
+class AdjointJob:
     """One solve and what its gradient needs.
 
     Attributes:
@@ -235,7 +235,7 @@ class _Job:
 
 class _OdeintAdjoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, job: _Job, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, job: AdjointJob, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.job = job
         ctx.adjoint_options, ctx.norm = job.settings, job.settings["norm"]
         ctx.save_for_backward(*job.outputs, *inputs)
@@ -244,7 +244,7 @@ class _OdeintAdjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        job: _Job = ctx.job
+        job: AdjointJob = ctx.job
         saved = ctx.saved_tensors
         outputs, inputs = saved[: len(grads)], saved[len(grads) :]
         if job.inner is not None and ctx.adjoint_options["norm"] is ctx.norm:
@@ -278,7 +278,7 @@ def _solve_recorded(args: Arguments) -> Any:
     return run(args) if found is None else found
 
 
-def adjoint_gradients(job: _Job, outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
+def adjoint_gradients(job: AdjointJob, outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
     """Gradients by the parts of y0, by t and by the parameters, from the adjoint equation.
 
     With a(t) = dL/dy(t), the state (dL/dt, y, a, dL/dparams) is solved from each output time to the one before, where
@@ -354,7 +354,7 @@ def _like(grad: Tensor, source: Tensor) -> Tensor:
     return (grad.real if grad.is_complex() and not source.is_complex() else grad).to(source.dtype)
 
 
-def _augmented_tolerance(name: str, tol: Any, job: _Job) -> Any:
+def _augmented_tolerance(name: str, tol: Any, job: AdjointJob) -> Any:
     """A tolerance for (dL/dt, y, a, dL/dparams): that of the state for y and a, the smallest for the others."""
     if not is_several(tol):
         return tol

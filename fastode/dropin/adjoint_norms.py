@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastode.dropin.arguments import Arguments
@@ -19,15 +20,15 @@ def state_norm(args: Arguments) -> Norm:
     return norm if shapes is None else lambda flat: norm(unflatten(flat, (), shapes))
 
 
-def adjoint_norm(given: Any, args: Arguments) -> Norm:
+def adjoint_norm(given: Any, of_state: Norm, shapes: Sequence[torch.Size] | None) -> Norm:
     """The norm in force.
 
     Args:
         given: None for the largest of the norms of all parts, ``"seminorm"`` for the same without the parameters, or a
             callable of (t, y, adj_y, *params), where a state that is a tuple is unpacked.
-        args: the forward solve.
+        of_state: ``state_norm`` of the forward solve.
+        shapes: of the parts where its state is a tuple, else None.
     """
-    of_state, shapes = state_norm(args), args.shapes
 
     def seminorm(state: Sequence[Tensor]) -> Any:
         t, y, a, *_ = state

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastode.dropin.adaptive import carry
 from fastode.dropin.arguments import Arguments
 from fastode.dropin.functions import SolverEvent, SolverFunction, flatten
+from fastode.dropin.times import carry
 from fastode.hostflags import may_vary
 
 _CORRECTIONS = 2

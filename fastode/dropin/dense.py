@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastode.dropin.adaptive import RungeKutta, Step, combine
+from fastode.dropin.adaptive import RungeKutta, combine
 from fastode.dropin.arguments import Arguments, check
 from fastode.dropin.compiled import outside_of_graphs
+from fastode.dropin.rk_state import Step
 from fastode.solution import DenseOutput
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastode.dropin.adaptive import carry
 from fastode.dropin.adjoint import odeint_adjoint
 from fastode.dropin.compiled import outside_of_graphs
 from fastode.dropin.crossing import differentiable
 from fastode.dropin.functions import SolverEvent, SolverFunction, flatten, unflatten
 from fastode.dropin.odeint import odeint
+from fastode.dropin.times import carry
 from fastode.hostflags import may_vary
 
 

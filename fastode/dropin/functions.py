@@ -97,7 +97,7 @@ def separate(flat: Tensor, lead: Sequence[int], shapes: Sequence[torch.Size]) ->
     return tuple(parts)
 
 
-class _Stitch(torch.autograd.Function):
+class Stitch(torch.autograd.Function):
     """A value of its own with the gradient of another tensor."""
 
     @staticmethod
@@ -115,7 +115,7 @@ def beside(t: Tensor, side: Perturb) -> Tensor:
         return t
     with torch.no_grad():
         moved = torch.nextafter(t, t + 1 if side is Perturb.NEXT else t - 1)
-    return _Stitch.apply(t, moved)
+    return Stitch.apply(t, moved)
 
 
 class SolverFunction:

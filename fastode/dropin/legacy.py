@@ -15,11 +15,11 @@ from fastode.dropin.adaptive import RungeKutta, first_step_size, step_factor
 from fastode.dropin.arguments import check, flat_tolerance
 from fastode.dropin.functions import Perturb, SolverEvent
 from fastode.dropin.norms import Norm
+from fastode.dropin.rk_state import interpolation_fit
 from fastode.dropin.solvers import RungeKuttaGrid, locate_event, weighted
 from fastode.tableaus import Tableau, get_tableau
 
 ButcherTableau = namedtuple("ButcherTableau", "alpha, beta, c_sol, c_error")
-RungeKuttaState = namedtuple("RungeKuttaState", "y1, f1, t0, t1, dt, interp_coeff")
 
 
 def butcher_tableau(method: str) -> ButcherTableau:
@@ -110,21 +110,18 @@ def scaled_dot_product(scale: Any, xs: Sequence[Any], ys: Sequence[Any]) -> Any:
 class RKAdaptiveStepsizeODESolver(RungeKutta):
     """An adaptive Runge-Kutta method of the user's own: a subclass with ``order`` and ``tableau``.
 
-    The state between steps comes from cubic Hermite interpolation; ``mid`` is not needed.
-
-    Raises:
-        TypeError: the subclass has an ``_adaptive_step``, which nothing would call.
+    The state between steps comes from cubic Hermite interpolation; ``mid`` is for ``_interp_fit`` alone. A subclass may
+    have an ``_adaptive_step(rk_state)`` of its own, which then takes every step.
     """
 
     tableau: ButcherTableau
     mid: Any = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if hasattr(self, "_adaptive_step"):
-            raise TypeError(
-                f"{type(self).__name__}._adaptive_step would never be called: fastode takes steps of its own"
-            )
-        super().__init__(*args, **kwargs)
+    def _interp_fit(self, y0: Tensor, y1: Tensor, k: Tensor, dt: Tensor) -> list[Tensor]:
+        """The quartic that ``mid`` defines, for stages (*state, n_stages)."""
+        dt = dt.to(y0.dtype.to_real())
+        y_mid = y0 + dt * weighted(_numbers(self.mid), list(k.unbind(-1)))
+        return interpolation_fit(y0, y1, y_mid, k[..., 0], k[..., -1], dt)
 
     @property
     def coefficients(self) -> Tableau:
@@ -258,26 +255,3 @@ def find_event(
     """Time and state at which an event changes the sign that it has at t0, to rounding: finer than any tol."""
     event_t = locate_event(interp_fn, float(sign0), t0, t1, event_fn)
     return event_t, interp_fn(event_t)
-
-
-def interpolation_fit(y0: Tensor, y1: Tensor, y_mid: Tensor, f0: Tensor, f1: Tensor, dt: Tensor) -> list[Tensor]:
-    """Coefficients, lowest power of theta first, of the quartic through three states and the slopes at both ends."""
-    rise, curve = y1 - y0 - dt * f0, dt * (f1 - f0)
-    # With p = y0 + dt f0 theta + theta^2 (a + b theta + c theta^2): p(1) = y1, p'(1) = dt f1, p(1/2) = y_mid.
-    middle = 4 * (y_mid - y0 - dt * f0 / 2)
-    # a + b + c = rise; 2a + 3b + 4c = curve; a + b/2 + c/4 = middle
-    c = 2 * curve - 8 * rise + 4 * middle
-    b = curve - 2 * rise - 2 * c
-    a = rise - b - c
-    return [y0, dt * f0, a, b, c]
-
-
-def interpolation_evaluate(coefficients: Sequence[Tensor], t0: Tensor, t1: Tensor, t: Tensor) -> Tensor:
-    """The polynomial of ``interpolation_fit`` at a time in [t0, t1]."""
-    if not bool((t0 <= t) & (t <= t1)):
-        raise AssertionError(f"invalid interpolation, fails `t0 <= t <= t1`: {t0}, {t}, {t1}")
-    theta = ((t - t0) / (t1 - t0)).to(coefficients[0].dtype.to_real())
-    total = coefficients[-1]
-    for coefficient in reversed(coefficients[:-1]):
-        total = coefficient + theta * total
-    return total

@@ -235,27 +235,32 @@ class FixedGridODESolver(ABC):
         self, t0: Tensor, y0: Tensor, f0: Tensor, t1: Tensor, y1: Tensor, start: float, end: float
     ) -> Callable[[Tensor, float], Tensor]:
         """The state at a time of a step, as a function of the time as a tensor and as a number."""
-        real = y0.dtype.to_real()  # a 0-d time of another dtype would change that of a 0-d state
         if self.interp == "linear":
 
             def linear(t: Tensor, at: float) -> Tensor:
                 if at in (start, end):  # exact, and with the gradient of no time
                     return y0 if at == start else y1
-                return y0 + ((t - t0) / (t1 - t0)).to(real) * (y1 - y0)
+                return self._linear_interp(t0, t1, y0, y1, t)
 
             return linear
         if self.interp == "cubic":
             f1 = self.func(t1, y1)
-
-            def cubic(t: Tensor, at: float) -> Tensor:
-                dt = (t1 - t0).to(real)
-                theta = ((t - t0) / (t1 - t0)).to(real)
-                rest = 1 - theta
-                at_start = (1 + 2 * theta) * rest**2 * y0 + theta * rest**2 * dt * f0
-                return at_start + theta**2 * (3 - 2 * theta) * y1 - theta**2 * rest * dt * f1
-
-            return cubic
+            return lambda t, at: self._cubic_hermite_interp(t0, y0, f0, t1, y1, f1, t)
         raise ValueError(f"Unknown interpolation method {self.interp}")
+
+    def _linear_interp(self, t0: Tensor, t1: Tensor, y0: Tensor, y1: Tensor, t: Tensor) -> Tensor:
+        """The state at a time t of a step, on the line through those at its ends."""
+        theta = ((t - t0) / (t1 - t0)).to(y0.dtype.to_real())  # a 0-d time of another dtype would change a 0-d state's
+        return y0 + theta * (y1 - y0)
+
+    def _cubic_hermite_interp(
+        self, t0: Tensor, y0: Tensor, f0: Tensor, t1: Tensor, y1: Tensor, f1: Tensor, t: Tensor
+    ) -> Tensor:
+        """The same on the cubic with the slopes at both ends."""
+        dt, theta = (x.to(y0.dtype.to_real()) for x in (t1 - t0, (t - t0) / (t1 - t0)))
+        rest = 1 - theta
+        at_start = (1 + 2 * theta) * rest**2 * y0 + theta * rest**2 * dt * f0
+        return at_start + theta**2 * (3 - 2 * theta) * y1 - theta**2 * rest * dt * f1
 
 
 def _at_tensor(between: Callable[[Tensor, float], Tensor], t: Tensor) -> Tensor:

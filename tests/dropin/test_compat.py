@@ -156,15 +156,6 @@ def test_tables_in_solvers_of_users(method: str, kind: str, monkeypatch: pytest.
     assert largest_difference(found, own) < 1e-12
 
 
-def test_steps_of_users_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rather than left out of the solve without a word."""
-    tableau = importlib.import_module("fastode.compat.torchdiffeq._impl.dopri5")._DORMAND_PRINCE_SHAMPINE_TABLEAU
-    parts = {"order": 5, "tableau": tableau, "_adaptive_step": lambda self, rk_state: rk_state}
-    monkeypatch.setitem(SOLVERS, "mine", type("Mine", (rk_common.RKAdaptiveStepsizeODESolver,), parts))
-    with pytest.raises(TypeError, match=r"Mine\._adaptive_step would never be called"):
-        fastode.odeint(field_of("rows"), state("rows"), T, method="mine")
-
-
 @pytest.mark.parametrize("method", TABLES)
 def test_tables(method: str) -> None:
     """Those of torchdiffeq, up to the error's sign and a last stage that is the next step's first."""
