@@ -9,6 +9,7 @@ void bind_cuda(pybind11::module_& m);
 void bind_combine(pybind11::module_& m);
 void bind_stepper(pybind11::module_& m);
 void bind_tile(pybind11::module_& m);
+void bind_events(pybind11::module_& m);
 
 }  // namespace fastode
 
@@ -20,4 +21,5 @@ PYBIND11_MODULE(_C, m) {
     fastode::bind_combine(m);
     fastode::bind_stepper(m);
     fastode::bind_tile(m);
+    fastode::bind_events(m);
 }

@@ -1,6 +1,6 @@
 """The compiled extension. Pointers and streams are plain integers; 0 is a null pointer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -391,6 +391,17 @@ class _TileProgram:
         max_bytes: int,
         threads: int,
     ) -> tuple[NDArray[np.int64], bool, NDArray[np.int64] | None]: ...
+    def dense(
+        self,
+        method: TileMethod,
+        batch: int,
+        shared_ptrs: Sequence[int],
+        param_ptrs: Sequence[int],
+        param_strides: Sequence[int],
+        record: NDArray[np.int64],
+        reached_ptr: int,
+        threads: int,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[Any]]: ...
     def solve_adjoint(
         self,
         method: TileMethod,
@@ -413,3 +424,18 @@ class _TileProgram:
 
 class TileProgram32(_TileProgram): ...
 class TileProgram64(_TileProgram): ...
+
+# cpu: the search for events
+def search_events(
+    ptrs: Sequence[int],
+    rows: int,
+    batch: int,
+    width: int,
+    degree: int,
+    n_coefs: int,
+    is_double: bool,
+    kinds: Sequence[tuple[int, bool, int]],
+    parts: int,
+    chunk: int,
+    evaluate: Callable[[int, NDArray[np.float64], NDArray[Any], NDArray[np.int64]], NDArray[np.float64]],
+) -> tuple[Any, ...]: ...

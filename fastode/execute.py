@@ -10,7 +10,7 @@ from torch import Tensor
 from fastode.adjoint import adjoint_solve
 from fastode.autograd import checkpoint_solve
 from fastode.backends.base import Forward
-from fastode.backends.choose import Choice, choose
+from fastode.backends.choose import Choice, choose, may_differentiate
 from fastode.backprop import backprop_solve
 from fastode.checkpoint import Checkpoint
 from fastode.fused import program_solve
@@ -63,6 +63,16 @@ def execute(
     assert choice.programs is not None
     assert choice.capture is not None
     return _by(choice, program_solve(choice.programs, plan, inputs, choice.capture, choice.tensors, policy))
+
+
+def may_have_graph(plan: Plan, inputs: Inputs, gradient: Gradient | Checkpoint, backend: str) -> bool:
+    """Whether a gradient of what ``execute`` returns may be asked for. Raises as that does."""
+    if not torch.is_grad_enabled():
+        return False
+    if not isinstance(gradient, Checkpoint) and gradient != "checkpoint":
+        return True
+    choice = choose(backend, plan, inputs)
+    return choice.programs is None or may_differentiate(inputs, choice.tensors)
 
 
 def _make_graphs(plan: Plan, inputs: Inputs) -> None:

@@ -15,7 +15,7 @@ from fastode.checkpoint import Checkpoint
 from fastode.controllers import PIDController
 from fastode.events.chain import solve_events
 from fastode.events.event import Event, FlatEvents, check_events
-from fastode.execute import Gradient, check_gradient, execute
+from fastode.execute import Gradient, check_gradient, execute, may_have_graph
 from fastode.hostflags import differentiation_hidden, host_any, transforms_active
 from fastode.problem import Inputs, Plan, make_problem
 from fastode.solution import DenseOutput, Outcome, Solution
@@ -193,20 +193,14 @@ def _with_events(
     if inputs.step_size is not None:
         raise ValueError("events have no derivative by step_size; detach it")
     spec = plan.field.state
-    ran: list[Forward] = []
-
-    def run(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor | None, Forward]:
-        solved = execute(plan, inputs, gradient, backend)
-        ran.append(solved[2])
-        return solved
-
     solved = solve_events(
         plan,
         inputs,
         FlatEvents(events, plan.field, inputs.controls),
-        run,
+        lambda plan, inputs: execute(plan, inputs, gradient, backend),
         lambda plan, inputs: execute(plan, inputs, "checkpoint", backend),
         any_order=gradient == "backprop",
+        graph=may_have_graph(plan, inputs, gradient, backend),
         dtype=t.dtype if isinstance(t, Tensor) and t.is_floating_point() else torch.float64,
     )
     status = torch.where(solved.status == Status.EVENT, int(Status.SUCCESS), solved.status)
@@ -215,8 +209,9 @@ def _with_events(
     given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device=solved.ys.device)
     ys = spec.separate(solved.ys.to(spec.dtype))
     outcome = Outcome(solved.status, solved.reached, solved.stats)
-    who = (ran[-1].backend, ran[-1].why_not) if ran else (backend, ())
-    return Solution(given.to(solved.ys.device), ys, outcome, spec, solved.dense, solved.events, *who)
+    who = (backend, ()) if solved.by is None else (solved.by.backend, solved.by.why_not)
+    dense = None if solved.dense is None else _with_slopes(solved.dense, plan, inputs)
+    return Solution(given.to(solved.ys.device), ys, outcome, spec, dense, solved.events, *who)
 
 
 def _solution(t: Any, ys: Tensor, dense: DenseOutput | None, result: Forward, spec: Any) -> Solution:

@@ -37,9 +37,9 @@ def bounces(height: Tensor, n: int, restitution: float = 0.8) -> Tensor:
     return torch.stack([first * (1 + 2 * sum(restitution**k for k in range(1, i + 1))) for i in range(n)], 1)
 
 
-@pytest.fixture(params=["numpy", "torch"])
+@pytest.fixture(params=["compiled", "torch"])
 def kind_of_arrays(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search on numpy's arrays, and on torch's as on devices other than the CPU."""
+    """The search by compiled code, and on arrays of torch as on devices other than the CPU."""
     if request.param == "torch":
         monkeypatch.setattr(fastode.events.arrays, "of", lambda x: x.detach())
 

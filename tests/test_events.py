@@ -750,16 +750,18 @@ def test_random_oscillators(
             assert abs(float(first.events.t_end[b]) - float(starts[b]) - inside[0]) <= bound
 
 
-def test_many_samples_many_windows() -> None:
-    """Enough steps for several windows of the search, and events in each of them."""
+@pytest.mark.parametrize("limit", [None, 10**6])
+def test_many_samples_many_windows(limit: int | None) -> None:
+    """Enough steps for several windows of the search, which there are where an event may end, and events in each."""
     w = 1.0 + 9.0 * torch.rand(50, 1, dtype=torch.float64, generator=generator(4))
     field = lambda t, y, w: torch.cat([w * y[:, 1:], -w * y[:, :1]], 1)  # noqa: E731
     y0 = torch.tensor([[1e-3, 1.0]], dtype=torch.float64).expand(50, 2)
-    sol = fastode.solve(field, y0, [0.0, 20.0], controls=w, events=Event(lambda t, y: y[:, 0], terminal=False), **TIGHT)
+    event = Event(lambda t, y: y[:, 0], terminal=False, max_count=limit)
+    sol = fastode.solve(field, y0, [0.0, 20.0], controls=w, events=event, **TIGHT)
     phase = math.atan(1e-3)
     expected = torch.floor((20.0 * w[:, 0] + phase) / math.pi).long()
     assert sol.events[0].count.tolist() == expected.tolist()
     number = torch.arange(1, int(expected.max()) + 1)
     times = torch.where(number <= expected[:, None], (number * math.pi - phase) / w, torch.nan)
     assert_close(sol.events[0].t.nan_to_num(-1.0), times.nan_to_num(-1.0), 1e-7)
-    assert int(sol.events.search.n_steps.max()) > 200
+    assert int((sol.stats if limit is None else sol.events.search).n_steps.max()) > 200

@@ -16,6 +16,7 @@
 #include "core/bind_tools.h"
 #include "core/pages.h"
 #include "cpu/tile/backward.h"
+#include "cpu/tile/dense.h"
 #include "cpu/tile/forward.h"
 #include "cpu/tile/program.h"
 #include "cpu/tile/record.h"
@@ -286,16 +287,52 @@ py::tuple solve(const Program<T>& p, const TileMethod& method, const StepControl
 }
 
 template <class T>
+RecordHeader header_of(const Words& record, int64_t batch, int64_t dim) {
+    RecordHeader header{0, 0, 0, 0};
+    if (record.size() >= kHeaderWords) std::memcpy(&header, record.data(), sizeof header);
+    if (header.every < 1 || record_words<T>(header, batch, dim) != record.size()) {
+        throw std::invalid_argument("this is no record of a solve of this program for so many samples");
+    }
+    return header;
+}
+
+template <class T>
+py::tuple dense(const Program<T>& p, const TileMethod& method, int64_t batch, const Pointers& shared,
+                const Pointers& params, const std::vector<int64_t>& strides, const Words& record, uintptr_t reached,
+                int threads) {
+    check_counts(p, batch, 1);
+    const RecordHeader header = header_of<T>(record, batch, p.dim);
+    if (header.n_states != header.n_steps) throw std::invalid_argument("the states of all steps are needed");
+    const RecordParts<T> parts(const_cast<int64_t*>(record.data()), header, batch);  // only read
+    int64_t longest = 0;
+    for (int64_t b = 0; b < batch; ++b) longest = std::max(longest, parts.offsets[b + 1] - parts.offsets[b]);
+    using Shape = std::vector<py::ssize_t>;
+    py::array_t<double> start(Shape{longest, batch}), size(Shape{longest, batch});
+    py::array_t<int64_t> rows(Shape{longest, batch});
+    py::array_t<T> coefs(Shape{header.n_steps, method.degree + 1, p.dim});
+    const TileDense<T> spec{batch,
+                            longest,
+                            parts.offsets,
+                            parts.table,
+                            parts.states,
+                            pointer<const double>(reached),
+                            make_leaves(p, shared, params, strides),
+                            coefs.mutable_data(),
+                            start.mutable_data(),
+                            size.mutable_data(),
+                            rows.mutable_data(),
+                            threads};
+    interruptible([&] { tile_dense(p, method, spec); });
+    return py::make_tuple(start, size, rows, coefs);
+}
+
+template <class T>
 void solve_adjoint(const Program<T>& p, const TileMethod& method, int64_t batch, int64_t n_times, uintptr_t times,
                    int64_t time_row_stride, int64_t time_sample_stride, const Pointers& shared, const Pointers& params,
                    const std::vector<int64_t>& strides, const Words& record, uintptr_t solved, uintptr_t grad_ys,
                    uintptr_t grad_y0, const Pointers& grad_shared, const Pointers& grad_params, int threads) {
     check_counts(p, batch, n_times);
-    RecordHeader header{0, 0, 0, 0};
-    if (record.size() >= kHeaderWords) std::memcpy(&header, record.data(), sizeof header);
-    if (header.every < 1 || record_words<T>(header, batch, p.dim) != record.size()) {
-        throw std::invalid_argument("this is no record of a solve of this program for so many samples");
-    }
+    const RecordHeader header = header_of<T>(record, batch, p.dim);
     const RecordParts<T> parts(const_cast<int64_t*>(record.data()), header, batch);  // only read
     const TileAdjoint<T> spec{batch,
                               n_times,
@@ -335,6 +372,12 @@ void bind_program(py::module_& m, const std::string& bits) {
             },
             py::arg("batch"), py::arg("t_ptr"), py::arg("y_ptr"), py::arg("shared_ptrs"), py::arg("param_ptrs"),
             py::arg("param_strides"), py::arg("out_ptr"), py::arg("threads"))
+        .def(
+            "dense", &dense<T>, py::arg("method"), py::arg("batch"), py::arg("shared_ptrs"), py::arg("param_ptrs"),
+            py::arg("param_strides"), py::arg("record"), py::arg("reached_ptr"), py::arg("threads"),
+            R"(The polynomials between the ends of recorded steps: start, size, rows (N, B) and coefs (R, degree + 1, D).
+
+record: of a solve of the same program with every=1; see fastode.solution.DenseOutput.)")
         .def(
             "vjp",
             [](const Program<T>& p, int64_t batch, uintptr_t t, uintptr_t y, uintptr_t g, const Pointers& shared,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastode.events import arrays as xp
+from fastode.events.arrays import Array
 from fastode.problem import Plan
 from fastode.solution import DenseOutput, Stats
 
@@ -16,15 +18,17 @@ class Scattered:
         self.places: list[tuple[Tensor, ...]] = []
         self.values: list[Tensor] = []
 
-    def add(self, place: tuple[Tensor, ...], values: Tensor) -> None:
+    def add(self, place: tuple[Array, ...], values: Tensor) -> None:
         if values.shape[0]:
-            self.places.append(place)
+            self.places.append(tuple(map(xp.tensor, place)))
             self.values.append(values)
 
     def into(self, target: Tensor) -> Tensor:
         """The target with the values at their places."""
         if not self.values:
             return target
+        if len(self.values) == 1:
+            return target.index_put(self.places[0], self.values[0])
         return target.index_put(tuple(map(torch.cat, zip(*self.places, strict=True))), torch.cat(self.values))
 
 
@@ -34,21 +38,21 @@ class Recorded:
     def __init__(self) -> None:
         self.t, self.y = Scattered(), Scattered()
 
-    def add(self, samples: Tensor, numbers: Tensor, t: Tensor, y: Tensor) -> None:
+    def add(self, samples: Array, numbers: Array, t: Tensor, y: Tensor) -> None:
         """Occurrences number (n,) of samples (n,) at times (n,), states (n, D)."""
         self.t.add((samples, numbers), t)
         self.y.add((samples, numbers), y)
 
 
-def rank(samples: Tensor) -> Tensor:
+def rank(samples: Array) -> Array:
     """(n,) int64: how often each entry of ``samples`` (n,) came before."""
-    if not len(samples):
-        return samples
-    order = torch.argsort(samples, stable=True)
+    numbers = xp.count_up(samples, len(samples))
+    if bool((samples[1:] > samples[:-1]).all()):
+        return 0 * numbers
+    order = xp.sort_order(samples)
     ordered = samples[order]
-    at = torch.arange(len(samples), device=samples.device)
-    first = torch.searchsorted(ordered, ordered)
-    return torch.empty_like(samples).index_put((order,), at - first)
+    numbers[order] = numbers - xp.search_sorted(ordered, ordered)
+    return numbers
 
 
 def rows(x: Tensor, index: Tensor | None) -> Tensor:
@@ -61,10 +65,10 @@ def put(x: Tensor, index: Tensor | None, values: Tensor) -> Tensor:
     return values if index is None else x.index_put((index,), values)
 
 
-def add(work: list[Tensor], stats: Stats, mask: Tensor) -> None:
-    """Adds the work of the samples of a mask, in place."""
-    for total, part in zip(work, (stats.n_accepted, stats.n_rejected, stats.n_evals), strict=True):
-        total += torch.where(mask, part, 0)
+def add(work: list[Array], stats: Stats, mask: Array) -> None:
+    """Adds the work of samples ``mask`` (B,)."""
+    for i, part in enumerate((stats.n_accepted, stats.n_rejected, stats.n_evals)):
+        work[i] = work[i] + xp.where(mask, xp.of(part), 0)
 
 
 def joined_dense(plan: Plan, links: list[DenseOutput], reached: Tensor, y0: Tensor) -> DenseOutput:

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from fastode.autograd import once_only
+from fastode.events import arrays as xp
+from fastode.events.arrays import Array
 from fastode.events.event import FlatEvents
 from fastode.reference import rk_step
 from fastode.tableaus import get_tableau
@@ -57,8 +59,8 @@ class _AtEvent(torch.autograd.Function):
 
 def rates(
     events: FlatEvents, e: int, t: Tensor, y: Tensor, controls: Sequence[Tensor], slope: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Values g, derivatives g' along the flow and magnitudes sum |dg/dy| |y| + |dg/dt| |t| of event e, each (n,).
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
+    """Values g of event e, derivatives g' along the flow, each (n,), and (dg/dt (n,), dg/dy (n, D)), None where zero.
 
     Args:
         events: the functions.
@@ -69,19 +71,22 @@ def rates(
         slope: (n, D), the field there.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        time = t.detach().clone().requires_grad_()
-        state = y.detach().clone().requires_grad_()
-        g = events.value(e, time, state, [c.detach().clone() if c.is_inference() else c.detach() for c in controls])
+        time, state, *held = (x.detach().clone() if x.is_inference() else x.detach() for x in (t, y, *controls))
+        g = events.value(e, time.requires_grad_(), state.requires_grad_(), held)
         by_t = by_y = None
         if g.requires_grad:
-            by_t, by_y = torch.autograd.grad(g.sum(), (time, state), allow_unused=True)
-    rate, size = torch.zeros_like(t), torch.zeros_like(t)
-    if by_t is not None:
-        rate, size = rate + by_t, size + by_t.abs() * t.detach().abs()
+            by_t, by_y = torch.autograd.grad(g, (time, state), torch.ones_like(g), allow_unused=True)
+    rate = torch.zeros_like(g) if by_t is None else by_t
     if by_y is not None:
         change = torch.where(by_y != 0, by_y * slope, 0.0)
-        rate, size = rate + change.double().sum(1), size + (by_y * y.detach()).abs().double().sum(1)
-    return g.detach(), rate, size
+        rate = rate + change.double().sum(1)
+    return g.detach(), rate, (by_t, by_y)
+
+
+def magnitudes(t: Tensor, y: Tensor, by_t: Tensor | None, by_y: Tensor | None) -> Tensor:
+    """What event functions are computed from, sum |dg/dy| |y| + |dg/dt| |t| (n,), from what ``rates`` returns."""
+    size = torch.zeros_like(t) if by_t is None else by_t.abs() * t.detach().abs()
+    return size if by_y is None else size + (by_y * y.detach()).abs().double().sum(1)
 
 
 def locate(
@@ -89,11 +94,11 @@ def locate(
     e: int,
     t: Tensor,
     y: Tensor,
-    size: Tensor,
-    jumps: Tensor,
+    size: Array,
+    jumps: Array,
     controls: Sequence[Tensor],
     slope: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Array]:
     """Event e of n samples near t, once differentiable.
 
     Args:
@@ -109,23 +114,25 @@ def locate(
     Returns:
         Time (n,) float64 and state (n, D) of the event, with their graph, and |g| there (n,), 0 where it jumps.
     """
-    value, rate, _ = rates(events, e, t, y, controls, slope)
-    value = torch.where(jumps, 0.0, value)
-    usable = torch.isfinite(rate) & (rate != 0) & ~jumps
-    inverse = torch.where(usable, 1 / torch.where(usable, rate, 1.0), 0.0)
-    delta = torch.where(usable & torch.isfinite(value), -value * inverse, 0.0)
-    delta = torch.where(delta.abs() <= _FARTHEST * size.abs(), delta, 0.0)
-    with torch.no_grad():
-        moved = y.detach() + delta.to(y.dtype)[:, None] * torch.where(delta[:, None] != 0, slope, 0.0)
-        after = events.value(e, t + delta, moved, controls).abs()
-    better = after < value.abs()
-    delta = torch.where(better, delta, 0.0)
-    residual = torch.where(better, after, value.abs())
-    slope = torch.where(usable[:, None], slope, 0.0)
-    g = events.value(e, t, y, controls) if torch.is_grad_enabled() else value
+    g, by_flow, _ = rates(events, e, t, y, controls, slope)
+    with xp.quiet():
+        value, rate = xp.where(jumps, 0.0, xp.of(g)), xp.of(by_flow)
+        usable = xp.finite(rate) & (rate != 0) & ~jumps
+        inverse = xp.where(usable, 1 / xp.where(usable, rate, 1.0), 0.0)
+        delta = xp.where(usable & xp.finite(value), -value * inverse, 0.0)
+        delta = xp.where(abs(delta) <= _FARTHEST * abs(size), delta, 0.0)
+        with torch.no_grad():
+            shift = xp.tensor(delta)
+            moved = y.detach() + shift.to(y.dtype)[:, None] * torch.where(shift[:, None] != 0, slope, 0.0)
+            after = abs(xp.of(events.value(e, t + shift, moved, controls)))
+        better = after < abs(value)
+        residual = xp.where(better, after, abs(value))
+        shift = xp.tensor(xp.where(better, delta, 0.0))
+    slope = slope if bool(usable.all()) else torch.where(xp.tensor(usable)[:, None], slope, 0.0)
+    g = events.value(e, t, y, controls) if torch.is_grad_enabled() else g
     if not (y.requires_grad or g.requires_grad):
-        return t + delta, y + delta.to(y.dtype)[:, None] * slope, residual
-    time, state = _AtEvent.apply(t, delta, inverse, slope, y, g)
+        return t + shift, y + shift.to(y.dtype)[:, None] * slope, residual
+    time, state = _AtEvent.apply(t, shift, xp.tensor(inverse), slope, y, g)
     return time, state, residual
 
 
@@ -134,11 +141,11 @@ def locate_any_order(
     e: int,
     t: Tensor,
     y: Tensor,
-    size: Tensor,
-    jumps: Tensor,
+    size: Array,
+    jumps: Array,
     controls: Sequence[Tensor],
     field: Callable[[Tensor, Tensor], Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Array]:
     """The same as torch operations, differentiable four times: Newton steps along the flow, each with its graph.
 
     Args:
@@ -153,6 +160,7 @@ def locate_any_order(
     """
     delta, state, start = torch.zeros_like(t), y, field(t, y)
     residual = torch.full_like(t, torch.inf)
+    jumped, farthest = xp.tensor(jumps), _FARTHEST * xp.tensor(size).abs()
     create = torch.is_grad_enabled()
     for _ in range(_NEWTON_STEPS):
         with torch.enable_grad():
@@ -165,15 +173,15 @@ def locate_any_order(
         rate = torch.zeros_like(t) if grads[0] is None else grads[0]
         if grads[1] is not None:
             rate = rate + (grads[1] * slope).double().sum(1)
-        usable = torch.isfinite(rate) & (rate != 0) & torch.isfinite(g) & ~jumps
+        usable = torch.isfinite(rate) & (rate != 0) & torch.isfinite(g) & ~jumped
         change = torch.where(usable, -g / torch.where(usable, rate, 1.0), 0.0)
         # As a value a step is taken while it helps; its derivatives always are.
         helps = (g.detach().abs() < residual) | (delta.detach() == 0)
-        helps &= (delta + change).detach().abs() <= _FARTHEST * size.abs()
-        residual = torch.minimum(residual, torch.where(jumps, 0.0, g.detach().abs()))
+        helps &= (delta + change).detach().abs() <= farthest
+        residual = torch.minimum(residual, torch.where(jumped, 0.0, g.detach().abs()))
         delta = delta + torch.where(helps, change, change - change.detach())
         state, _ = rk_step(_SHIFT, field, t, delta, y, start)
-    return delta + t, state, residual
+    return delta + t, state, xp.of(residual)
 
 
 def leaves_root(residual: Tensor, g: Tensor, size: Tensor, dtype: torch.dtype) -> Tensor:
@@ -182,7 +190,7 @@ def leaves_root(residual: Tensor, g: Tensor, size: Tensor, dtype: torch.dtype) -
     Args:
         residual: |g| at the event, before the reset; 0 where the function had no event.
         g: after the reset.
-        size: magnitude of what g is computed from, see ``rates``.
+        size: magnitude of what g is computed from, see ``magnitudes``.
         dtype: of the state.
     """
     return g.abs() <= _NOISE * (residual + torch.finfo(dtype).eps * size)

@@ -109,6 +109,7 @@ class FlatEvents:
         self.events = tuple(events)
         self.state = field.state
         self._spec = field.controls_spec
+        self._time_shape = (1,) * (self.state.time_rank - 1)
         extra = [self._spec is not None] * len(self.events)
         self._fn_reads = [flag and _takes_controls(event.fn) for flag, event in zip(extra, self.events, strict=True)]
         self._reset_reads = [
@@ -122,6 +123,11 @@ class FlatEvents:
         self.directions = tuple(event.direction for event in self.events)
         self.ending = tuple(event.reset is not None or event.ends_at == 1 for event in self.events)
         """Whether the flow ends at every occurrence, by a reset or by the end of the sample."""
+        self.kinds = [(x.direction, ends, x.ends_at or 0) for x, ends in zip(self.events, self.ending, strict=True)]
+        """Direction, ``ending`` and the occurrence that ends the sample, 0 for none, of each event."""
+
+        self.differentiable = False
+        """Whether the functions have parameters that require a gradient; known after ``check_rows``."""
 
     def __len__(self) -> int:
         return len(self.events)
@@ -157,7 +163,10 @@ class FlatEvents:
                 f"the function of {self.title(e)} must return one number per sample, of shape {(n,)}, for y of shape "
                 f"{(n, *self.state.shapes[0])}; got {tuple(value.shape)}"
             )
-        return value.reshape(n).to(device=y.device, dtype=torch.float64)
+        value = value if value.ndim == 1 else value.reshape(n)
+        if value.dtype is torch.float64 and value.device == y.device:
+            return value
+        return value.to(device=y.device, dtype=torch.float64)
 
     def after(self, e: int, t: Tensor, y: Tensor, controls: Sequence[Tensor]) -> Tensor:
         """The state (n, D) after the reset of event e, at times (n,) and states (n, D), with its graph.
@@ -176,9 +185,9 @@ class FlatEvents:
         return flat.to(y.dtype)
 
     def _arguments(self, t: Tensor, y: Tensor, controls: Sequence[Tensor] | None) -> list[Any]:
-        state = self.state
-        time = t.to(state.dtype).reshape(y.shape[0], *([1] * (state.time_rank - 1)))
-        arguments = [time, state.unflatten(y.to(state.dtype))]
+        state, dtype = self.state, self.state.dtype
+        time = (t if t.dtype is dtype else t.to(dtype)).reshape(y.shape[0], *self._time_shape)
+        arguments = [time, state.unflatten(y if y.dtype is dtype else y.to(dtype))]
         if controls is not None:
             arguments.append(pytree.tree_unflatten(controls, self._spec))
         return arguments
@@ -193,10 +202,12 @@ class FlatEvents:
             ValueError: the two calls disagree.
         """
         n, found = y.shape[0], []
+        values = [self.value(e, t, y, controls) for e in range(len(self))]
+        self.differentiable = any(value.requires_grad for value in values)
         with torch.no_grad():
             fewer = (t[1:].flip(0), y[1:].flip(0), [c[1:].flip(0) for c in controls])
-            for e in range(len(self)):
-                value = self.value(e, t, y, controls)
+            for e, value in enumerate(values):
+                value = value.detach()
                 found.append(value)
                 if n < 2:
                     continue

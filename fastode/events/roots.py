@@ -139,7 +139,7 @@ def find_dips(fn: Function, a: Array, b: Array, sign: Array) -> tuple[Array, Arr
         depth = xp.where(xp.isnan(depth), math.inf, depth)
         at = depth.argmin(0)[None]
         x, found = xp.take(points, at)[0], xp.take(depth, at)[0]
-        deeper = found < lowest
+        deeper = (found < lowest) & (lowest > 0)  # whatever the others still look for
         best, lowest = xp.where(deeper, x, best), xp.where(deeper, found, lowest)
         if bool((lowest <= 0).all()):
             break

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastode.events import arrays as xp
+from fastode.events.arrays import Array
 from fastode.events.collect import rank
 from fastode.events.window import Crossings
 
@@ -18,44 +20,51 @@ class Span:
 
     Attributes:
         times: (1 + M + Q + 1, B) with their graph, start and end among them.
+        known: the same without graph.
         outputs: row before sorting, sample and number of each output, each (n,) int64.
         order: (M + Q, B) int64, for each row before sorting its place among the sorted ones.
         rows: for each event the rows of its records before sorting.
     """
 
     times: Tensor
-    outputs: tuple[Tensor, Tensor, Tensor]
-    order: Tensor
-    rows: list[Tensor]
+    known: Array
+    outputs: tuple[Array, Array, Array]
+    order: Array
+    rows: list[Array]
 
     def at_outputs(self, ys: Tensor) -> Tensor:
         """States (n, D) of the outputs among those (1 + M + Q + 1, B, D) of all times."""
         row, sample, _ = self.outputs
-        return ys[self.order[row, sample] + 1, sample]
+        return self._at(ys, row, sample)
 
     def at_records(self, ys: Tensor, records: Sequence[Crossings]) -> list[Tensor]:
         """States (n, D) of the records of each event."""
-        return [ys[self.order[r, x.sample] + 1, x.sample] for r, x in zip(self.rows, records, strict=True)]
+        return [self._at(ys, r, x.sample) for r, x in zip(self.rows, records, strict=True)]
+
+    def _at(self, ys: Tensor, row: Array, sample: Array) -> Tensor:
+        if not len(row):
+            return ys[0, :0]
+        return ys[xp.tensor(self.order[row, sample] + 1), xp.tensor(sample)]
 
 
 def make_span(
-    known: Tensor,
+    known: Array,
     given: Tensor,
     begin: Tensor,
-    end: Tensor,
-    slack: Tensor,
-    mask: Tensor,
-    next_output: Tensor,
-    direction: Tensor,
+    end: Array,
+    slack: Array,
+    mask: Array,
+    next_output: Array,
+    direction: Array,
     records: Sequence[Crossings],
 ) -> Span:
     """The times of a link of the samples ``mask``; those of the others are all where they are.
 
     Args:
         known: (T, B) float64, the output times.
-        given: the same with their graph; ``known`` where there is none.
+        given: the same with their graph, if there is any.
         begin: (B,) float64, with its graph.
-        end: (B,) float64, without.
+        end: (B,) float64.
         slack: (B,) float64, how far beyond the end an output still counts as being there.
         mask: (B,) bool.
         next_output: (B,) int64, number of the first output that is still to come.
@@ -63,37 +72,43 @@ def make_span(
         records: for each event, what is to be recorded.
     """
     n_times, batch = known.shape
-    device = known.device
     within = mask & (direction * (known - end) <= slack)
-    number = torch.arange(n_times, device=device)[:, None]
-    n_out = (within & (number >= next_output)).sum(0)
+    n_out = (within & (xp.count_up(known, n_times)[:, None] >= next_output)).sum(0)
     most = int(n_out.max()) if n_times > 1 else 0
-    row = torch.arange(most, device=device)[:, None]
+    row = xp.count_up(known, most)[:, None]
     valid = row < n_out
-    index = (next_output + row).clamp_max(n_times - 1)
-    start = begin.detach()
-    outs = torch.where(valid, given.gather(0, index), end)
-    outs = torch.where(direction * (outs.detach() - end) > 0, end, outs)
-    outs = torch.where(direction * (outs.detach() - start) < 0, start, outs)
-    at = valid.nonzero(as_tuple=True)
-    counts = torch.zeros_like(n_out)
-    rows: list[Tensor] = []
+    index = xp.smaller(next_output + row, n_times - 1)
+    start = xp.of(begin)
+    outs = xp.where(valid, xp.take(known, index), end)
+    late = direction * (outs - end) > 0
+    middle = xp.where(late, end, outs)
+    early = direction * (middle - start) < 0
+    middle = xp.where(early, start, middle)
+    source = xp.where(valid & ~late & ~early, index, -1)  # numbers of the given times among these
+    row_at, sample_at = xp.places(valid)
+    counts = 0 * n_out
+    rows: list[Array] = []
     for x in records:
         rows.append(counts[x.sample] + rank(x.sample))
         if len(x.sample):
-            counts = counts + torch.bincount(x.sample, minlength=batch)
+            counts = counts + xp.count_of(x.sample, batch)
     extra = int(counts.max()) if any(len(x.sample) for x in records) else 0
-    middle, order = outs, row.expand(-1, batch)
+    order = xp.spread(row, (most, batch))
     if extra:
-        recorded = end.expand(extra, -1)
+        recorded = xp.copy(xp.spread(end, (extra, batch)))
         for x, r in zip(records, rows, strict=True):
-            recorded = recorded.index_put((r, x.sample), x.t)
-        middle = torch.cat([outs, recorded])
-        sort = torch.argsort(direction * middle.detach(), dim=0, stable=True)
-        middle = middle.gather(0, sort)
-        order = torch.argsort(sort, dim=0)
+            recorded[r, x.sample] = x.t
+        middle = xp.cat([middle, recorded])
+        sort = xp.sort_order(direction * middle)
+        middle, order = xp.take(middle, sort), xp.sort_order(sort)
+        source = xp.take(xp.cat([source, xp.spread(0 * counts - 1, (extra, batch))]), sort)
         rows = [most + r for r in rows]
-    # The end of the whole solve keeps its graph; the time of an event has its own.
-    last = torch.where(end == known[-1], given[-1], end) if given.requires_grad else end
-    times = torch.where(mask, torch.cat([middle, last[None]]), start)
-    return Span(torch.cat([begin[None], times]), (at[0], at[1], index[at]), order, rows)
+    times = xp.cat([start[None], xp.where(mask, xp.cat([middle, end[None]]), start)])
+    with_graph = xp.tensor(times)
+    if given.requires_grad or begin.requires_grad:
+        # The end of the whole solve keeps its graph; the time of an event has its own.
+        last = xp.where(end == known[-1], 0 * counts + n_times - 1, -1)
+        source = xp.tensor(xp.where(mask, xp.cat([source, last[None]]), -1))
+        rest = torch.where(source >= 0, given.gather(0, source.clamp_min(0)), with_graph[1:])
+        with_graph = torch.cat([begin[None], rest])
+    return Span(with_graph, times, (row_at, sample_at, index[row_at, sample_at]), order, rows)

@@ -1,10 +1,13 @@
-"""The events within the steps of a window: which happen, when, and which of them ends the flow."""
+"""The events within the steps of a window: which happen, when, and which of them ends the flow.
+
+For tensors on the CPU ``HostWindow`` finds the same, to the last bit, by compiled code.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,29 +52,41 @@ class Crossings:
         t: float64.
         size: float64, size of the step in which it happens.
         jumps: bool, whether the function jumps instead of passing through zero.
+        y: (k, D), the states at the first k of them, in float64; those for which the search has the solve's own steps.
     """
 
-    sample: Tensor
-    t: Tensor
-    size: Tensor
-    jumps: Tensor
+    sample: Array
+    t: Array
+    size: Array
+    jumps: Array
+    y: Array
 
-    def of(self, which: Tensor) -> Crossings:
-        """Some of them, by number or mask."""
-        return Crossings(self.sample[which], self.t[which], self.size[which], self.jumps[which])
+    def of(self, mask: Array) -> Crossings:
+        """Some of them."""
+        known = self.y[mask[: len(self.y)]]
+        return Crossings(self.sample[mask], self.t[mask], self.size[mask], self.jumps[mask], known)
+
+    def after(self, k: int) -> Crossings:
+        """All but the first k."""
+        return Crossings(self.sample[k:], self.t[k:], self.size[k:], self.jumps[k:], self.y[k:])
+
+    def without_states(self) -> Crossings:
+        """The same, of which no state is known."""
+        return replace(self, y=self.y[:0])
 
     @classmethod
-    def none(cls, device: torch.device) -> Crossings:
+    def none(cls, like: Array) -> Crossings:
         """No crossing."""
-        empty = torch.zeros(0, dtype=torch.int64, device=device)
-        return cls(empty, empty.double(), empty.double(), empty.bool())
+        empty = xp.zeros(like, (0,))
+        return cls(empty, xp.full(like, (0,), 0.0), xp.full(like, (0,), 0.0), empty > 0, xp.full(like, (0, 0), 0.0))
 
     @classmethod
-    def joined(cls, parts: Sequence[Crossings], device: torch.device) -> Crossings:
+    def joined(cls, parts: Sequence[Crossings], like: Array) -> Crossings:
         """Those of several windows, one after another."""
-        if not parts:
-            return cls.none(device)
-        return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("sample", "t", "size", "jumps")))
+        if len(parts) < 2:
+            return parts[0] if parts else cls.none(like)
+        sample, t, size, jumps = (xp.cat([getattr(p, x) for p in parts]) for x in ("sample", "t", "size", "jumps"))
+        return cls(sample, t, size, jumps, parts[0].y)
 
 
 class Window:
@@ -114,7 +129,7 @@ class Window:
         self.last = start
         self.ends, self.size = xp.full(direction, (batch,), math.inf), xp.full(direction, (batch,), 0.0)
         self.fired = self.jumps = counts < 0
-        self.records = [Crossings.none(dense.start.device)] * len(events)
+        self.records = [Crossings.none(direction)] * len(events)
         if n_rows:
             self._look(start, counts)
 
@@ -187,11 +202,13 @@ class Window:
                 known = ~ends & (direction[sample] * t <= limit[sample])
                 sample, t = sample[known], t[known]
                 t = xp.where(direction[sample] * t > earliest[sample], ends_at[sample], t)
-                self.records[e] = Crossings(*map(xp.tensor, (sample, t, sizes[known], jump[known])))
+                unknown = xp.full(direction, (0, 0), 0.0)
+                self.records[e] = Crossings(sample, t, sizes[known], jump[known], unknown)
 
-    def signs_at(self, times: Array, wanted: Array) -> Array:
-        """Signs (B, E) of the event functions at times (B,) within the window; 0 where not wanted."""
-        dense, (sample,) = self.dense, xp.places(wanted)
+    def signs_before(self) -> Array:
+        """Signs (B, E) of the event functions just before the ends; 0 where there is none."""
+        dense, times = self.dense, self.ends
+        (sample,) = xp.places(xp.finite(times))
         signs = xp.full(self._direction, (len(times), len(self.events)), 0.0)
         if len(sample):
             start, size = xp.of(dense.start), xp.of(dense.size)
@@ -203,10 +220,13 @@ class Window:
 
     def last_state(self, y: Tensor) -> Tensor:
         """The states (B, D) at the end of the window; y where there was no step."""
-        dense = self.dense
-        if not dense.start.shape[0]:
-            return y
-        count = xp.tensor(self._count)
-        last = (count - 1).clamp_min(0)
-        coefs = dense.coefs[dense.rows.gather(0, last[None])[0]].detach()
-        return torch.where((count > 0)[:, None], coefs[:, 0] + coefs[:, -1], y)
+        return last_state(self.dense, xp.tensor(self._count), y)
+
+
+def last_state(dense: DenseOutput, count: Tensor, y: Tensor) -> Tensor:
+    """The states (B, D) after so many steps (B,) of each sample; y where there is none."""
+    if not dense.start.shape[0]:
+        return y
+    last = (count - 1).clamp_min(0)
+    coefs = dense.coefs[dense.rows.gather(0, last[None])[0]].detach()
+    return torch.where((count > 0)[:, None], coefs[:, 0] + coefs[:, -1], y)

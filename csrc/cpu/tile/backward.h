@@ -40,10 +40,11 @@ struct TileAdjoint {
 template <class T>
 void tile_adjoint(const TileProgram& program, const TileMethod& method, const TileAdjoint<T>& adjoint);
 
-// The field at (t, y) for all samples, and its pullback of g.
+// The field at (t, y) for all samples, and its pullback of g. owner: of which sample the leaves are, where points are
+// not samples.
 template <class T>
 void tile_evaluate(const TileProgram& program, int64_t batch, const double* t, const T* y, const TileLeaves<T>& leaves,
-                   T* out, int threads);
+                   T* out, int threads, const int64_t* owner = nullptr);
 template <class T>
 void tile_vjp(const TileProgram& program, int64_t batch, const double* t, const T* y, const T* g,
               const TileLeaves<T>& leaves, const TileGradients<T>& gradients, int threads);

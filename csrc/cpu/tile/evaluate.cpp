@@ -11,7 +11,7 @@ namespace fastode {
 
 template <class T>
 void tile_evaluate(const TileProgram& program, int64_t batch, const double* t, const T* y, const TileLeaves<T>& leaves,
-                   T* out, int threads) {
+                   T* out, int threads, const int64_t* owner) {
     if (batch == 0) return;
     Workspace& memory = Workspace::of_this_thread();
     const Workspace::Scope scope(memory);
@@ -48,7 +48,7 @@ void tile_evaluate(const TileProgram& program, int64_t batch, const double* t, c
                     f.base[base_time][lane] = static_cast<T>(t[first + lane]);
                 }
                 put_lanes(f.base[base_in], lanes, n, dim, [&](int64_t lane) { return y + samples[lane] * dim; });
-                pack_params(program, leaves, samples, n, f.base[base_param], lanes);
+                pack_params(program, leaves, owner == nullptr ? samples : owner + first, n, f.base[base_param], lanes);
                 run_code(program.forward, f);
                 get_lanes(f.base[base_out], lanes, n, dim, [&](int64_t lane) { return out + samples[lane] * dim; });
             }
@@ -102,9 +102,10 @@ void tile_vjp(const TileProgram& program, int64_t batch, const double* t, const 
         });
 }
 
-#define FASTODE_FOR(T)                                                                                                \
-    template void tile_evaluate(const TileProgram&, int64_t, const double*, const T*, const TileLeaves<T>&, T*, int); \
-    template void tile_vjp(const TileProgram&, int64_t, const double*, const T*, const T*, const TileLeaves<T>&,      \
+#define FASTODE_FOR(T)                                                                                               \
+    template void tile_evaluate(const TileProgram&, int64_t, const double*, const T*, const TileLeaves<T>&, T*, int, \
+                                const int64_t*);                                                                     \
+    template void tile_vjp(const TileProgram&, int64_t, const double*, const T*, const T*, const TileLeaves<T>&,     \
                            const TileGradients<T>&, int);
 FASTODE_FOR(float)
 FASTODE_FOR(double)

@@ -13,12 +13,11 @@ from fastode._environment import _C, get_num_threads, use_num_threads
 from fastode.backends.base import Forward
 from fastode.backends.cpu.record import PackedRecord
 from fastode.backends.cpu.tile import pointers, tiles_of
-from fastode.backends.program_record import dense_output
 from fastode.checkpoint import Checkpoint
 from fastode.controllers import IController, PIDController
 from fastode.problem import Plan
 from fastode.program.capture import Capture
-from fastode.solution import TableOutcome
+from fastode.solution import DenseOutput, TableOutcome
 from fastode.tableaus import Tableau
 
 _CPU = torch.device("cpu")  # named everywhere: the default device may be another
@@ -39,6 +38,34 @@ def _method(tableau: Tableau, adaptive: bool) -> Any:
 @lru_cache(maxsize=256)
 def _control(controller: PIDController | None, exponent: float, step_to_outputs: bool, dtype: torch.dtype) -> Any:
     return _C.TileControl((controller or IController()).constants(exponent, step_to_outputs, dtype))
+
+
+def _dense_output(
+    plan: Plan,
+    capture: Capture,
+    record: PackedRecord,
+    outcome: TableOutcome,
+    shared: Sequence[Tensor],
+    sample: Sequence[Tensor],
+    y0: Tensor,
+) -> DenseOutput:
+    """The polynomial of every accepted step."""
+    batch, reached = plan.batch, outcome.reached
+    program = tiles_of(capture, y0.dtype).program(max(1, int(record.words[0])), None)
+    start, size, rows, coefs = map(
+        torch.from_numpy,
+        program.dense(
+            _method(plan.tableau, plan.step_size is None),
+            batch,
+            pointers(shared),
+            pointers(sample),
+            [leaf.stride(0) for leaf in sample],
+            record.words,
+            reached.data_ptr(),
+            get_num_threads(),
+        ),
+    )
+    return DenseOutput(start, size, rows, coefs, outcome.stats.n_accepted, plan.times[0], reached, y0)
 
 
 class CpuBackend:
@@ -149,11 +176,7 @@ class CpuBackend:
         dense = None
         if plan.dense:
             assert kept is not None
-
-            def field(t: Tensor, y: Tensor, leaves: list[Tensor]) -> Tensor:
-                return self.evaluate(capture, t, y, shared, leaves)
-
-            dense = dense_output(plan, field, kept, sample, ys[0], outcome.stats.n_accepted, outcome.reached)
+            dense = _dense_output(plan, capture, kept, outcome, shared, sample, ys[0])
         return Forward(ys, dense, outcome, None if policy is None else kept, failed)
 
     def backward(
