@@ -16,7 +16,8 @@ class Checkpoint:
         every: the state of every ``every``-th accepted step of a sample is kept; those between are computed again, at
             the cost of one more forward evaluation of each stage. 1 keeps all; as many as a sample takes steps, or
             more, keep one state of each sample.
-        max_bytes: budget for the kept states of the whole batch, in bytes. When it would be exceeded ``every`` is
+            Backend ``stepped`` keeps, with 1, the graph of a solve with fixed steps where that takes at most 64 MiB.
+        max_bytes: budget for the kept states of the whole batch, in bytes, and for that graph. When it would be exceeded ``every`` is
             doubled, as often as needed. One state per sample is always kept. None means no limit.
 
     Raises:

@@ -54,7 +54,8 @@ class FlatField:
             backward pass sees what the forward pass saw.
         controls_vary: where a gradient may be asked for, for each leaf of the controls whether by it; None elsewhere.
             Evaluations without gradient then make a graph all the same and drop it: what the field computes there and
-            keeps, weights in a cache of its own for example, must have its graph.
+            keeps, weights in a cache of its own for example, must have its graph; and a field may ask whether its
+            arguments require a gradient, to which all evaluations of a solve must have the same answer.
     """
 
     field: Callable[..., Any]
@@ -84,7 +85,7 @@ class FlatField:
             # As leaves nobody knows: should the field keep what it makes of them, that is seen where it is pulled back.
             pairs = zip(controls, self.controls_vary, strict=True)
             leaves = [c.detach().requires_grad_() if vary else c for c, vary in pairs]
-            return self._evaluate(t, y, leaves).detach()
+            return self._evaluate(t, y.detach().requires_grad_(), leaves).detach()
 
     def _evaluate(self, t: Tensor, y: Tensor, controls: Sequence[Tensor]) -> Tensor:
         n, work = y.shape[0], y.dtype

@@ -87,6 +87,11 @@ class FieldVjp:
         self._leaves = {id(t): i for i, t in enumerate(self._externals) if t.grad_fn is None}
 
     @property
+    def has_stand_ins(self) -> bool:
+        """Whether the field is given other tensors in the place of external ones."""
+        return bool(self._substitutes)
+
+    @property
     def n_controls(self) -> int:
         """Number of controls whose gradient is wanted."""
         return sum(self._needed)
@@ -124,6 +129,16 @@ class FieldVjp:
         if not value.requires_grad:
             return [None] * len(wanted)
         return self.pull_checked(value, sources, rows, g, self.check(value, wanted))
+
+    def pull_known(
+        self, values: Sequence[Tensor], y: Tensor, rows: Sequence[Tensor], g: Sequence[Tensor]
+    ) -> list[Tensor | None] | None:
+        """As ``pull``, of several values in one graph; None if it ends in a leaf that was not found."""
+        wanted = [y, *self.wanted(rows)]
+        unknown, _ = self._search(values, wanted)
+        if unknown:
+            return None
+        return list(torch.autograd.grad(values, wanted, g, allow_unused=True, retain_graph=True))
 
     def pull_checked(
         self, value: Tensor, sources: Sequence[Tensor], rows: Sequence[Tensor], g: Tensor | None, kept: list[int]
@@ -173,9 +188,27 @@ class FieldVjp:
             Places of externals that the graph ends in though the field is given stand-ins for them: it has kept what it
             once computed of them.
         """
+        unknown, reached = self._search([value], known)
+        self._unknown += unknown
+        if not self._substitutes:
+            return []
+        kept = sorted(reached)
+        if need_stand_ins([self._externals[i] for i in kept]):
+            raise RuntimeError(
+                "the field reads a tensor with hooks, or tensors that are computed from each other, inside of an "
+                "autograd.Function, or keeps what it has computed from them, so that their gradients cannot be told "
+                "apart: use gradient='backprop'"
+            )
+        return kept
+
+    def _search(
+        self, values: Sequence[Tensor], known: Sequence[Tensor]
+    ) -> tuple[list[tuple[tuple[int, ...], Any]], set[int]]:
+        """Leaves other than the known tensors that graphs end in, and places of externals that they end in."""
         leaves = {id(tensor) for tensor in known}
         reached: set[int] = set()
-        stack: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr)]
+        unknown: list[tuple[tuple[int, ...], Any]] = []
+        stack: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr) for value in values]
         seen: dict[int, Any] = {}
         while stack:
             node, output = stack.pop()
@@ -189,15 +222,6 @@ class FieldVjp:
             if variable is not None and id(variable) in self._leaves:
                 reached.add(self._leaves[id(variable)])
             elif variable is not None and id(variable) not in leaves:
-                self._unknown.append((tuple(variable.shape), torch._C._WeakTensorRef(variable)))  # type: ignore[attr-defined]
+                unknown.append((tuple(variable.shape), torch._C._WeakTensorRef(variable)))  # type: ignore[attr-defined]
             stack.extend(node.next_functions)
-        if not self._substitutes:
-            return []
-        kept = sorted(reached)
-        if need_stand_ins([self._externals[i] for i in kept]):
-            raise RuntimeError(
-                "the field reads a tensor with hooks, or tensors that are computed from each other, inside of an "
-                "autograd.Function, or keeps what it has computed from them, so that their gradients cannot be told "
-                "apart: use gradient='backprop'"
-            )
-        return kept
+        return unknown, reached

@@ -271,3 +271,17 @@ def test_recorders_are_not_compiled_with_a_compiled_field(way: str) -> None:
 def test_a_compiled_module_has_a_program() -> None:
     field = torch.compile(_Net(), backend="eager")
     assert fastode.explain(field, torch.randn(4, 3, dtype=torch.float64)).backend == "cpu"
+
+
+def test_recordings_that_overlap_in_threads_leave_torch_as_it_was() -> None:
+    """Torch has one stance of compilation for all threads; the first recording to begin may be the first to end."""
+    from fastode.uncompiled import uncompiled
+
+    first, second = uncompiled(), uncompiled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    counters = torch._dynamo.utils.counters
+    torch.compile(lambda y: y + 1, backend="eager")(torch.ones(2))
+    assert counters["frames"]["ok"] == 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastode import solve
+from fastode import Checkpoint, solve
 from fastode.externals import depend_on_each_other
 from tests.gradient_tools import BACKENDS, FIELD_BACKENDS, MODES, assert_close, gradients, node_of, random
 
@@ -559,6 +559,34 @@ def test_field_that_gives_other_values_in_the_backward_pass_is_an_error(backend:
     loss = chosen("checkpoint", backend)(lambda t, y: drop(torch.tanh(net(y))) * buffer, random(4, 3), method="rk4")
     if every == "buffer":
         buffer.mul_(0.5)
+    with pytest.raises(RuntimeError, match="another value in the backward pass"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [
+        ("stepped", {"method": "dopri5"}),
+        ("stepped", {"method": "dopri5", "gradient": Checkpoint(every=3)}),
+        ("stepped", {"method": "rk4_classic", "step_size": 0.25}),
+        ("reference", {"method": "dopri5"}),
+        ("implicit", {"method": "kvaerno5"}),
+        ("implicit", {"method": "rodas5p"}),
+    ],
+)
+def test_other_values_anywhere_but_at_the_start_are_an_error(backend: str, options: dict[str, Any]) -> None:
+    """At t = 0 the field is zero whatever it reads; one sample takes no step."""
+    buffer, y0 = torch.ones(3, dtype=F64), random(4, 3).requires_grad_()
+    t = torch.tensor(T, dtype=F64)[:, None].repeat(1, 4)
+    t[:, 2] = 0.0
+
+    def run() -> Tensor:
+        return solve(lambda t, y: t * y * buffer, y0, t, backend=backend, rtol=1e-5, **options).ys.sum()
+
+    (grad,) = torch.autograd.grad(run(), y0)
+    assert bool((grad > 0).all())
+    loss = run()
+    buffer.mul_(1.05)
     with pytest.raises(RuntimeError, match="another value in the backward pass"):
         loss.backward()
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from fastode.field import HALF_DTYPES, FlatField
 
 _SAME_ULPS, _SAME_ULPS_HALF = 64, 4
+_NOT_REPEATABLE = (
+    "the field gave another value in the backward pass than in the forward pass at the same time and state: it is "
+    "random (dropout?), or something it depends on has changed since; its gradient would be wrong"
+)
 
 
 def same_up_to_rounding(value: Tensor, expected: Tensor, field: FlatField) -> bool:
@@ -42,15 +48,46 @@ def check_repeatable(value: Tensor, expected: Tensor, y: Tensor, h: Tensor, fiel
     well below and dropout, noise or changed weights do not. Where the value is nothing but rounding, as at a fixed
     point, a difference that the step h (n,) float64 would not make felt in the state y (n, D) does not count either.
     """
+    precision, rounding = _precision(field)
+    felt = rounding * y.abs().amax(dim=1, keepdim=True) / h.abs()[:, None] if y.shape[1] else 0.0
+    if not _within(value.detach(), expected, precision**0.5, felt):
+        raise NotRepeatable(_NOT_REPEATABLE)
+
+
+def check_step(
+    end: Tensor,
+    expected: Tensor,
+    y: Tensor,
+    h: Tensor,
+    slopes: Sequence[Tensor],
+    field: FlatField,
+    accuracy: Tensor | float = 0.0,
+) -> None:
+    """As ``check_repeatable``, of a whole step: a field may give its old values at the start and nowhere else.
+
+    Args:
+        end: (n, D), where the step ends with the values of the backward pass.
+        expected: (n, D), where it ended in the forward pass.
+        y: (n, D), where it starts.
+        h: (n,) float64, its size.
+        slopes: (n, D) each, of its stages.
+        field: the vector field.
+        accuracy: of a step whose stages are solved for, in units of y, a number or (n, D).
+    """
+    if not y.shape[1]:
+        return
+    precision, rounding = _precision(field)
+    largest = torch.stack([k.detach().abs().amax(dim=1, keepdim=True) for k in slopes]).amax(dim=0)
+    felt = rounding * (y.abs().amax(dim=1, keepdim=True) + h.abs()[:, None] * largest) + accuracy
+    if not _within(end - y, expected - y, precision**0.5, felt):
+        raise NotRepeatable(_NOT_REPEATABLE)
+
+
+def _precision(field: FlatField) -> tuple[float, float]:
+    """The roundings that a field computes with, and how far apart values are that are the same up to rounding."""
     enabled, autocast_dtype = field.autocast
     precision = max(torch.finfo(dtype).eps for dtype in [field.state.dtype, *([autocast_dtype] if enabled else [])])
-    ulps = _SAME_ULPS_HALF if precision > 1e-4 else _SAME_ULPS
-    felt = ulps * precision * y.abs().amax(dim=1, keepdim=True) / h.abs()[:, None] if y.shape[1] else 0.0
-    if not _within(value.detach(), expected, precision**0.5, felt):
-        raise NotRepeatable(
-            "the field gave another value in the backward pass than in the forward pass at the same time and state: it "
-            "is random (dropout?), or something it depends on has changed since; its gradient would be wrong"
-        )
+    return precision, (_SAME_ULPS_HALF if precision > 1e-4 else _SAME_ULPS) * precision
 
 
 def _within(value: Tensor, expected: Tensor, relative: float, absolute: Tensor | float = 0.0) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastode.backends.base import Forward, Gradients
-from fastode.backends.compare import check_repeatable
+from fastode.backends.compare import check_repeatable, check_step
 from fastode.backends.healthy import healthy_index
 from fastode.checkpoint import Checkpoint
 from fastode.field import work_dtype
@@ -80,6 +80,7 @@ class ReferenceBackend:
         if grad_coefs is not None and steps.n:
             grad_coefs = grad_coefs.reshape(steps.n, plan.batch, *grad_coefs.shape[1:]).movedim(2, 1)
         direction = torch.sign(plan.times[-1] - plan.times[0])
+        after = steps.final
 
         def field(t: Tensor, y: Tensor) -> Tensor:
             return vjp(t, y, rows)
@@ -96,6 +97,9 @@ class ReferenceBackend:
                     if j == 0:
                         check_repeatable(k1[moving], record.k1[moving], y[moving], h[moving], plan.field)
                     y1, stages = rk_step(plan.tableau, field, t, h, y, k1)
+                    slopes = [k[active] for k in stages]
+                    check_step(y1[active], after[active], y[active], h[active], slopes, plan.field)
+                    after = torch.where(active[:, None], y.detach(), after)
                     coefs = polynomial(plan.tableau, h, y, stages)
                     loss = (y1 * p).sum()
                     for e in inside.any(1).nonzero().flatten().tolist():

@@ -2,7 +2,8 @@
 
 Forward, finished samples are dropped from the batch as soon as they are a good part of it, provided that the field
 gives the remaining rows the same values then (it may mix samples, or close over per-sample tensors). Backward, the
-stages of each step are computed again from the record and pulled back one at a time.
+stages of each step are computed again from the record and pulled back one at a time; of small solves with fixed steps
+the graph is kept instead.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fastode.backends.compare import same_rows
 from fastode.backends.stepped_adjoint import SteppedAdjoint, SteppedRecord
 from fastode.backends.stepped_device import DeviceSteps
 from fastode.backends.stepped_host import HostSteps
+from fastode.backends.stepped_tape import Tape, start_tape
 from fastode.checkpoint import Checkpoint
 from fastode.problem import Plan
 from fastode.status import Status
@@ -62,7 +64,9 @@ class SteppedBackend:
         with torch.no_grad():
             y0, k1 = y0.detach().contiguous(), k1.contiguous()
             kind = DeviceSteps if self._as_on_device or y0.device.type != "cpu" else HostSteps
-            return _forward(kind(plan, y0, k1, policy), plan, [c.detach() for c in controls], k1, policy is not None)
+            controls = [c.detach() for c in controls]
+            started = start_tape(plan, y0, controls, policy) if kind is HostSteps else None
+            return _forward(kind(plan, y0, k1, policy), plan, controls, k1, policy is not None, started)
 
     def backward(
         self,
@@ -74,12 +78,23 @@ class SteppedBackend:
         grad_coefs: Tensor | None,
     ) -> Gradients:
         """See ``Backend.backward``."""
-        return SteppedAdjoint(plan, record, controls, vjp, grad_ys, grad_coefs).run()
+        known = None if record.tape is None else record.tape.pull(record, vjp, grad_ys, grad_coefs)
+        return known or SteppedAdjoint(plan, record, controls, vjp, grad_ys, grad_coefs).run()
 
 
-def _forward(steps: HostSteps | DeviceSteps, plan: Plan, controls: list[Tensor], k1: Tensor, recorded: bool) -> Forward:
+def _forward(
+    steps: HostSteps | DeviceSteps,
+    plan: Plan,
+    controls: list[Tensor],
+    k1: Tensor,
+    recorded: bool,
+    started: tuple[Tape, Tensor] | None,
+) -> Forward:
     # k is the field at (t, y): the values that samples must get by themselves before the others may be dropped.
     k, controller = k1, plan.controller
+    tape = None
+    if started is not None:
+        tape, k = started
     if controller is not None and controller.first_step is None and plan.batch > 0:
         steps.probe()
         k = plan.field(steps.t, steps.y, controls).contiguous()
@@ -89,11 +104,14 @@ def _forward(steps: HostSteps | DeviceSteps, plan: Plan, controls: list[Tensor],
         value = k
         for i in range(1, plan.tableau.n_stages):
             steps.stage(i, value)
-            value = plan.field(steps.t, steps.y, controls).contiguous()
+            if tape is not None:
+                value = tape.evaluate(i, steps.t, steps.y)
+            else:
+                value = plan.field(steps.t, steps.y, controls).contiguous()
         steps.finish_step(value)
         return value
 
-    may_compact = True
+    may_compact = tape is None
     while steps.more():
         if may_compact and steps.running <= _COMPACT_BELOW * steps.lanes:
             kept = steps.running_lanes()
@@ -109,6 +127,9 @@ def _forward(steps: HostSteps | DeviceSteps, plan: Plan, controls: list[Tensor],
     outcome = steps.finish()
     record = None
     if recorded:
-        record = SteppedRecord(steps.record, k1, steps.ys[-1].clone(), outcome.status == Status.SUCCESS, may_compact)
+        solved = outcome.status == Status.SUCCESS
+        if tape is not None and not bool((solved & (outcome.stats.n_accepted > 0)).all()):
+            tape = None  # a sample that is not solved, or stands where the field is anything, would harm the others
+        record = SteppedRecord(steps.record, k1, steps.ys[-1].clone(), solved, may_compact, tape)
     dense = steps.dense_output(outcome.reached, outcome.stats.n_accepted) if plan.dense else None
     return Forward(steps.ys, dense, outcome, record)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fastode.backends.base import Gradients
-from fastode.backends.compare import check_repeatable, same_rows
+from fastode.backends.compare import check_repeatable, check_step, same_rows
 from fastode.backends.healthy import healthy_index
 from fastode.backends.stepped_device import DeviceRecord, DeviceWalk
 from fastode.backends.stepped_host import HostWalk
+from fastode.backends.stepped_tape import Tape
 from fastode.field import work_dtype
 from fastode.problem import Plan
 from fastode.vjp import FieldVjp
@@ -32,6 +33,7 @@ class SteppedRecord:
         final: (B, D), the state at the end.
         solved: (B,) bool.
         separable: False if the field was seen to give a sample another value in another batch.
+        tape: the graph of the whole solve, where it is kept.
     """
 
     steps: Any
@@ -39,6 +41,7 @@ class SteppedRecord:
     final: Tensor
     solved: Tensor
     separable: bool
+    tape: Tape | None = None
 
     def table(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Accepted steps of each sample (B,) int64; start, end and signed size of each, (N, B) float64, padded."""
@@ -91,6 +94,7 @@ class SteppedAdjoint:
         self.twins = None if self.shrinks or not bool(twins.any()) else twins.to(self.device)
         self.count, self.lanes = count[lanes], lanes.to(self.device)
         self.final = record.final[self.lanes]
+        self.after = self.final.clone()  # states at the ends of the steps that come next in the walk
         self.walker = record.walk(plan, lanes, grad_ys, grad_coefs)
         self.controls = [c.detach()[self.lanes] for c in controls]
         self.rows: list[Tensor] = []
@@ -202,8 +206,11 @@ class SteppedAdjoint:
             states.append(state.detach().requires_grad_())
             values.append(self.vjp(t + float(tableau.c[i]) * h, states[-1], rows))
 
+        own = slice(None) if self.twins is None else ~self.twins  # the field may hold something per sample
+        end = self.walker.combine(y, h, tableau.a[s - 1, : s - 1].tolist(), values[: s - 1])
+        check_step(end[own], self.after[:n][own], y[own], h[own], [k[own] for k in values], self.plan.field)
+        self.after[:n] = y
         if j == 0:
-            own = slice(None) if self.twins is None else ~self.twins  # the field may hold something per sample
             check_repeatable(values[0][own], self.k1[self.lanes[:n]][own], y[own], h[own], self.plan.field)
 
         pulled: list[Tensor] = []

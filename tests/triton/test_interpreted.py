@@ -11,11 +11,14 @@ import pytest
 HERE = Path(__file__).parent
 GROUPS = {
     "compile": ("check_compile.py", ""),
-    "fields_scalarised": ("check_fields.py", "scalarised"),
-    "fields_tiled": ("check_fields.py", "tiled and f64"),
-    "fields_float32": ("check_fields.py", "f32"),
-    "halves": ("check_halves.py", ""),
     "solve": ("check_solve.py", ""),
+    "some_fields": ("check_fields.py", "mlp or lotka or hyper"),
+    "some_halves": ("check_halves.py", "2-3 or second or source or plain"),
+    "some_gradients": ("check_gradients.py", "(methods and not dopri8) or second or budgets or wanted or failed"),
+}
+WHOLE = {  # minutes each
+    "fields": ("check_fields.py", ""),
+    "halves": ("check_halves.py", ""),
     "special": ("check_special.py", ""),
     "gradients_scalarised": ("check_gradients.py", "scalarised or bits"),
     "gradients_tiled": ("check_gradients.py", "not scalarised and not bits"),
@@ -23,9 +26,9 @@ GROUPS = {
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", [*GROUPS, *(pytest.param(name, marks=pytest.mark.slow) for name in WHOLE)])
 def test_interpreted(group, tmp_path):
-    file, selection = GROUPS[group]
+    file, selection = (GROUPS | WHOLE)[group]
     environment = dict(os.environ, TRITON_INTERPRET="1", FASTODE_CACHE_DIR=str(tmp_path), OMP_NUM_THREADS="1")
     command = [
         sys.executable,

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fastode.backends.base import Gradients
-from fastode.backends.compare import check_repeatable, same_rows
+from fastode.backends.compare import check_repeatable, check_step, same_rows
 from fastode.backends.healthy import healthy_index
 from fastode.backends.implicit.arithmetic import column, combine
 from fastode.backends.implicit.forward import ImplicitRecord, accuracy_of
@@ -75,6 +75,7 @@ class ImplicitAdjoint:
         own = torch.arange(len(count), device=count.device)
         self.twins = torch.zeros_like(self.lanes, dtype=torch.bool) if self.shrinks else self.lanes != own
         self.controls = [c[self.lanes] for c in self.all_controls]
+        self.after = record.final[self.lanes]  # states at the ends of the steps that come next in the walk
         self.totals: list[Tensor | None] = []
         self.rows: list[Tensor] = []
         self.n_rows = -1
@@ -221,6 +222,15 @@ class ImplicitAdjoint:
             check_repeatable(value[own], k1[own], y[own], h[own], self.plan.field)
         return kept
 
+    def _check_end(self, y: Tensor, h: Tensor, k1: Tensor, slopes: list[Tensor], n: int, j: int) -> None:
+        """The step ends where that of the forward pass did, as far as its stages are solved."""
+        own = (self.count[:n] > j) & ~self.twins[:n]
+        end, after = combine(y, h, self.tableau.b.tolist(), slopes), self.after[:n]
+        known = [k[own] for k in [k1, *slopes]]
+        accuracy = 0.0 if self.plan.controller is None else self.plan.atol + self.plan.rtol * y[own].abs()
+        check_step(end[own], after[own], y[own], h[own], known, self.plan.field, accuracy)
+        after[own] = y[own]
+
     def _weights(self, i: int, p: Tensor, inner: list[Tensor]) -> tuple[list[float], list[Tensor]]:
         """Coefficients and terms of b_i p + sum_e b_i(theta_e) lambda_e."""
         return [float(self.tableau.b[i]), *map(float, self.tableau.q[i])], [p, *inner[1:]]
@@ -246,6 +256,7 @@ class ImplicitAdjoint:
                 k1,
                 jac,
             )
+        self._check_end(y, h, k1, slopes, n, j)
         for i in range(1, tableau.n_stages):
             states.append(combine(y, h, tableau.a[i].tolist(), slopes).requires_grad_())
             values.append(self.vjp(t + float(tableau.c[i]) * h, states[i], rows))
@@ -299,6 +310,7 @@ class ImplicitAdjoint:
                 jac.detach(),
                 dfdt.detach(),
             )
+        self._check_end(y, h, first.detach(), slopes, n, j)
         pulled: dict[int, Tensor] = {}
         solved: dict[int, Tensor] = {}
         for i in reversed(range(tableau.n_stages)):

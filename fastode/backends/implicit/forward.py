@@ -47,12 +47,14 @@ class ImplicitRecord:
     Attributes:
         steps: the accepted steps.
         k1: (B, D), the field at the start.
+        final: (B, D), the state at the end.
         solved: (B,) bool.
         separable: whether the field may be called with fewer samples; None if that was not tried.
     """
 
     steps: StepRecord
     k1: Tensor
+    final: Tensor
     solved: Tensor
     separable: bool | None
 
@@ -354,7 +356,8 @@ class Solve:
         if self.policy is not None or plan.dense:
             steps = self.recorder.finish(self.counts[0])
             if self.policy is not None:
-                record = ImplicitRecord(steps, self.k0, self.status == Status.SUCCESS, self.separable)
+                solved = self.status == Status.SUCCESS
+                record = ImplicitRecord(steps, self.k0, self.ys[-1].clone(), solved, self.separable)
             if plan.dense:
                 dense = self._dense(steps)
         return Forward(self.ys, dense, Outcome(self.status, self.reached, stats), record)
