@@ -1,6 +1,7 @@
 """Solves under torch.compile: captured fields inside the graph, all others outside of it."""
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -271,6 +272,53 @@ def test_recorders_are_not_compiled_with_a_compiled_field(way: str) -> None:
 def test_a_compiled_module_has_a_program() -> None:
     field = torch.compile(_Net(), backend="eager")
     assert fastode.explain(field, torch.randn(4, 3, dtype=torch.float64)).backend == "cpu"
+
+
+_THIS = sys.modules[__name__]
+_weight = torch.eye(3, dtype=torch.float64)
+
+
+def _decorated(t: Tensor, y: Tensor) -> Tensor:
+    return torch.tanh(y @ _weight)
+
+
+@pytest.mark.parametrize("kind", ["function", "closure", "method", "inner module", "called by another"])
+def test_compiled_functions_and_parts_have_programs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their code is what is recorded, and what it reads is held against the field as ever."""
+    rate = 2.0
+
+    class Whole(_Net):
+        @torch.compile(backend="eager")
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return _Net.forward(self, t, y) * rate
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.compile(nn.Linear(3, 3, dtype=torch.float64), backend="eager")
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return torch.tanh(self.inner(y)) * rate
+
+    function = torch.compile(_decorated, backend="eager")
+    field: Any = {
+        "function": function,
+        "closure": torch.compile(lambda t, y: torch.sin(y) * rate, backend="eager"),
+        "method": Whole(),
+        "inner module": Parts(),
+        "called by another": lambda t, y: function(t, y) * rate,
+    }[kind]
+    y0 = torch.randn(4, 3, dtype=torch.float64)
+    seen = []
+    for number in (2.0, 3.0):
+        rate = number
+        monkeypatch.setattr(_THIS, "_weight", number * torch.eye(3, dtype=torch.float64))
+        solution = fastode.solve(field, y0, [0.0, 1.0])
+        assert solution.backend == "cpu", solution.why_not
+        expected = fastode.solve(field, y0, [0.0, 1.0], backend="reference").ys
+        torch.testing.assert_close(solution.ys, expected, rtol=1e-9, atol=1e-12)
+        seen.append(solution.ys)
+    assert not torch.equal(*seen)
 
 
 def test_recordings_that_overlap_in_threads_leave_torch_as_it_was() -> None:

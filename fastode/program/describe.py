@@ -304,6 +304,8 @@ class Description:
             if code not in self._executed.codes:
                 return  # it has not run, so nothing else of it was read
         for i, (name, cell) in enumerate(zip(code.co_freevars, value.__closure__ or (), strict=True)):
+            if trust.is_of_compiled_function(code) and name != "fn":
+                continue  # how it is compiled is of no interest: the function itself is recorded
             self._cell(f"{path}, variable {name}", cell, self._find("closure", slot, n=i))
         if value.__defaults__:
             self._child(f"{path}, defaults", value.__defaults__, "defaults", slot)

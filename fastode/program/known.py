@@ -141,7 +141,8 @@ KNOWN_FIELDS = KnownFields()
 def kind_of(root: Any) -> Any:
     """What two callables that may have the same program have in common: their code, or their class."""
     if isinstance(root, types.FunctionType):
-        return root.__code__
+        compiled = getattr(root, "_torchdynamo_orig_callable", None)
+        return root.__code__ if compiled is None else ("compiled", kind_of(compiled))
     if isinstance(root, types.MethodType):
         return kind_of(root.__func__), weakref.ref(type(root.__self__))
     if isinstance(root, functools.partial):

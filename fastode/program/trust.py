@@ -75,6 +75,8 @@ _TORCH_FILES = (
     "fx/traceback.py",
     "fx/experimental/_config.py",
     "_compile.py",
+    "_dynamo/eval_frame.py",
+    "_dynamo/external_utils.py",
     "jit/_trace.py",
     "jit/_script.py",
 )
@@ -87,6 +89,7 @@ _TORCH_MODULES = (
     "torch._ops",
     "torch.func",
     "torch._functorch",
+    "torch._dynamo.eval_frame",
     "torch.utils._contextlib",
     "torch.return_types",
 )
@@ -165,6 +168,11 @@ def verdict(code: types.CodeType) -> str:
         if file.startswith(folder):
             return TRUSTED if file[len(folder) :].replace(os.sep, "/").startswith(_STDLIB_FILES) else USER
     return TRUSTED if file in ("<frozen abc>", "<frozen _collections_abc>") else USER
+
+
+def is_of_compiled_function(code: types.CodeType) -> bool:
+    """Whether code is that of a function returned by ``torch.compile``, which holds the one given as ``fn``."""
+    return code.co_name == "compile_wrapper" and code.co_filename == os.path.join(_TORCH, "_dynamo", "eval_frame.py")
 
 
 def is_of_torch_or_python(code: types.CodeType) -> bool:
