@@ -427,15 +427,18 @@ class TileProgram64(_TileProgram): ...
 
 # cpu: the search for events
 def search_events(
-    ptrs: Sequence[int],
-    rows: int,
-    batch: int,
-    width: int,
-    degree: int,
-    n_coefs: int,
-    is_double: bool,
+    start: NDArray[np.float64],
+    size: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    coefs: NDArray[Any],
+    count: NDArray[np.int64],
+    direction: NDArray[np.float64],
+    values: NDArray[np.float64],
+    signs: NDArray[np.float64],
+    occurred: NDArray[np.int64],
     kinds: Sequence[tuple[int, bool, int]],
     parts: int,
     chunk: int,
-    evaluate: Callable[[int, NDArray[np.float64], NDArray[Any], NDArray[np.int64]], NDArray[np.float64]],
+    narrow: bool,
+    evaluate: Callable[[int, NDArray[Any], NDArray[Any], NDArray[np.int64]], NDArray[Any]],
 ) -> tuple[Any, ...]: ...

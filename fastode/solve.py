@@ -203,9 +203,8 @@ def _with_events(
         graph=may_have_graph(plan, inputs, gradient, backend),
         dtype=t.dtype if isinstance(t, Tensor) and t.is_floating_point() else torch.float64,
     )
-    status = torch.where(solved.status == Status.EVENT, int(Status.SUCCESS), solved.status)
-    if on_failure == "raise" and bool(status.any()):
-        raise SolveError(status, solved.reached)
+    if on_failure == "raise" and solved.failed:
+        raise SolveError(torch.where(solved.status == Status.EVENT, int(Status.SUCCESS), solved.status), solved.reached)
     given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device=solved.ys.device)
     ys = spec.separate(solved.ys.to(spec.dtype))
     outcome = Outcome(solved.status, solved.reached, solved.stats)

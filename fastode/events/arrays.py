@@ -24,7 +24,9 @@ SUCCESS, EVENT, MAX_STEPS = int(Status.SUCCESS), int(Status.EVENT), int(Status.M
 
 def of(x: Tensor) -> Array:
     """A tensor as the search holds it; memory is shared."""
-    return x.detach().numpy() if x.device.type == "cpu" else x.detach()
+    if not x.is_cpu:
+        return x.detach()
+    return x.detach().numpy() if x.requires_grad else x.numpy()
 
 
 def tensor(x: Array) -> Tensor:

@@ -90,7 +90,7 @@ class Chain(Ledger):
             not (self.graph or self.events.differentiable)
             and not any(ending or limit for _, ending, limit in self.events.kinds)
             and (self.plan.dense or self.plan.tableau.is_explicit)  # implicit steps depend on what is read
-            and self.y.device.type == "cpu"
+            and not isinstance(self.last, Tensor)  # on other devices the search does not give the states
         )
         first = True
         while bool(active.any()):
@@ -116,7 +116,6 @@ class Chain(Ledger):
         self.reached = xp.where(active & (self.status != xp.SUCCESS), found.end, self.last)
         for e, x in enumerate(found.records):
             self.record(e, x.sample, xp.tensor(x.t), self._states(x))
-        self.finish(xp.count_up(active, len(active)), xp.tensor(xp.copy(self.reached)), ys[-1], True)
         if self.plan.dense:
             assert result.dense is not None
             self.links.append(replace(result.dense, y0=ys[0]))

@@ -15,21 +15,25 @@ class Scattered:
     """Rows put together one link after another: values (n, ...) and their places."""
 
     def __init__(self) -> None:
-        self.places: list[tuple[Tensor, ...]] = []
+        self.places: list[tuple[Array, ...]] = []
         self.values: list[Tensor] = []
 
     def add(self, place: tuple[Array, ...], values: Tensor) -> None:
         if values.shape[0]:
-            self.places.append(tuple(map(xp.tensor, place)))
+            self.places.append(place)
             self.values.append(values)
 
     def into(self, target: Tensor) -> Tensor:
-        """The target with the values at their places."""
+        """The target, which may be changed, with the values at their places."""
         if not self.values:
             return target
-        if len(self.values) == 1:
-            return target.index_put(self.places[0], self.values[0])
-        return target.index_put(tuple(map(torch.cat, zip(*self.places, strict=True))), torch.cat(self.values))
+        held = xp.of(target)
+        if isinstance(held, Tensor) or any(x.requires_grad for x in self.values):
+            places = (torch.cat([xp.tensor(x) for x in parts]) for parts in zip(*self.places, strict=True))
+            return target.index_put(tuple(places), torch.cat(self.values))
+        for place, values in zip(self.places, self.values, strict=True):
+            held[place] = xp.of(values)
+        return target
 
 
 class Recorded:

@@ -115,19 +115,19 @@ def locate(
         Time (n,) float64 and state (n, D) of the event, with their graph, and |g| there (n,), 0 where it jumps.
     """
     g, by_flow, _ = rates(events, e, t, y, controls, slope)
-    with xp.quiet():
-        value, rate = xp.where(jumps, 0.0, xp.of(g)), xp.of(by_flow)
-        usable = xp.finite(rate) & (rate != 0) & ~jumps
-        inverse = xp.where(usable, 1 / xp.where(usable, rate, 1.0), 0.0)
-        delta = xp.where(usable & xp.finite(value), -value * inverse, 0.0)
-        delta = xp.where(abs(delta) <= _FARTHEST * abs(size), delta, 0.0)
-        with torch.no_grad():
-            shift = xp.tensor(delta)
-            moved = y.detach() + shift.to(y.dtype)[:, None] * torch.where(shift[:, None] != 0, slope, 0.0)
-            after = abs(xp.of(events.value(e, t + shift, moved, controls)))
-        better = after < abs(value)
-        residual = xp.where(better, after, abs(value))
-        shift = xp.tensor(xp.where(better, delta, 0.0))
+    rate = xp.of(by_flow)
+    usable = xp.finite(rate) & (rate != 0) & ~jumps
+    value = xp.where(jumps, 0.0, xp.of(g))
+    inverse = xp.where(usable, 1 / xp.where(usable, rate, 1.0), 0.0)
+    delta = -xp.where(usable & xp.finite(value), value, 0.0) * inverse
+    delta = xp.where(abs(delta) <= _FARTHEST * abs(size), delta, 0.0)
+    with torch.no_grad():
+        shift = xp.tensor(delta)
+        moved = y.detach() + shift.to(y.dtype)[:, None] * torch.where(shift[:, None] != 0, slope, 0.0)
+        after = abs(xp.of(events.value(e, t + shift, moved, controls)))
+    better = after < abs(value)
+    residual = xp.where(better, after, abs(value))
+    shift = xp.tensor(xp.where(better, delta, 0.0))
     slope = slope if bool(usable.all()) else torch.where(xp.tensor(usable)[:, None], slope, 0.0)
     g = events.value(e, t, y, controls) if torch.is_grad_enabled() else g
     if not (y.requires_grad or g.requires_grad):

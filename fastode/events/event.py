@@ -153,6 +153,11 @@ class FlatEvents:
             TypeError: its value is no floating tensor.
             ValueError: not one number per sample.
         """
+        value = self.raw(e, t, y, controls)
+        return value if value.dtype is torch.float64 else value.double()
+
+    def raw(self, e: int, t: Tensor, y: Tensor, controls: Sequence[Tensor]) -> Tensor:
+        """The same in the dtype in which the function returns it."""
         n = y.shape[0]
         value = self.events[e].fn(*self._arguments(t, y, controls if self._fn_reads[e] else None))
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -164,9 +169,7 @@ class FlatEvents:
                 f"{(n, *self.state.shapes[0])}; got {tuple(value.shape)}"
             )
         value = value if value.ndim == 1 else value.reshape(n)
-        if value.dtype is torch.float64 and value.device == y.device:
-            return value
-        return value.to(device=y.device, dtype=torch.float64)
+        return value if value.device == y.device else value.to(y.device)
 
     def after(self, e: int, t: Tensor, y: Tensor, controls: Sequence[Tensor]) -> Tensor:
         """The state (n, D) after the reset of event e, at times (n,) and states (n, D), with its graph.

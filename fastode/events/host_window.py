@@ -14,6 +14,8 @@ from fastode.events.event import FlatEvents
 from fastode.events.window import NUMBERS, Crossings, Start, last_state
 from fastode.solution import DenseOutput
 
+_NUMPY = (torch.float32, torch.float64)
+
 
 class HostWindow:
     """What ``Window`` is, to the last bit, for tensors on the CPU: its arguments and attributes."""
@@ -29,7 +31,6 @@ class HostWindow:
         counts: Array,
     ) -> None:
         self._dense, self._count = dense, np.where(alive, dense.n_accepted.numpy(), 0)
-        n_rows, batch = dense.start.shape
         coefs = dense.coefs.detach()
         held = list(controls) if events.fn_reads else []
 
@@ -38,23 +39,23 @@ class HostWindow:
             if held and events.reads(e):
                 index = torch.from_numpy(sample)
                 own = [c[index] for c in held]
-            return events.value(e, torch.from_numpy(t), torch.from_numpy(y), own).detach().numpy()
+            value = events.raw(e, torch.from_numpy(t), torch.from_numpy(y), own).detach()
+            return (value if value.dtype in _NUMPY else value.double()).numpy()
 
-        arrays = [dense.start, dense.size, dense.rows, coefs]
-        tensors = [x if x.is_contiguous() else x.contiguous() for x in arrays]
-        known = [self._count, direction, start.values, start.signs, counts]
-        numpy = [np.ascontiguousarray(x) for x in known]
         self.ends, self.size, self.fired, self.jumps, values, signs, self._signs, records = _C.search_events(
-            [*(x.data_ptr() for x in tensors), *(x.ctypes.data for x in numpy)],
-            n_rows,
-            batch,
-            coefs.shape[2],
-            coefs.shape[1] - 1,
-            coefs.shape[0],
-            coefs.dtype == torch.float64,
+            dense.start.numpy(),
+            dense.size.numpy(),
+            dense.rows.numpy(),
+            coefs.numpy(),
+            self._count,
+            direction,
+            start.values,
+            start.signs,
+            counts,
             events.kinds,
             events.parts,
             max(1, NUMBERS // max(1, events.row_size)),
+            coefs.dtype is events.state.dtype,
             evaluate,
         )
         self.last = Start(values, signs)

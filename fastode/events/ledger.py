@@ -22,11 +22,13 @@ class EventsSolved:
     """Result of ``solve_events``: ys (T, B, D), status (B,), time reached (B,), work, polynomials and events.
 
     Attributes:
+        failed: whether any sample failed.
         by: the last solve, None if there was none.
     """
 
     ys: Tensor
     status: Tensor
+    failed: bool
     reached: Tensor
     stats: Stats
     dense: DenseOutput | None
@@ -83,8 +85,8 @@ class Ledger:
         plan, y0, spec = self.plan, self.inputs.y0, self.plan.field.state
         batch, width = y0.shape
         status, reached, counts = (xp.tensor(x) for x in (self.status, self.reached, self.counts))
-        failed = (status != xp.SUCCESS) & (status != xp.EVENT)
-        any_failed = bool(failed.any())
+        failures = (self.status != xp.SUCCESS) & (self.status != xp.EVENT)
+        failed, any_failed = xp.tensor(failures), bool(failures.any())
 
         def settled(x: Tensor, dim: int = 0) -> Tensor:
             """No gradient from failed samples."""
@@ -100,14 +102,17 @@ class Ledger:
         occurrences = []
         for e, event in enumerate(self.events.events):
             count = counts[:, e]
-            most = int(count.max()) if batch else 0
+            most = int(self.counts[:, e].max()) if batch else 0
             times = torch.full((batch, most), torch.nan, dtype=torch.float64, device=y0.device)
             states = torch.full((batch, most, width), torch.nan, dtype=y0.dtype, device=y0.device)
             t = settled(self.recorded[e].t.into(times)).to(dtype)
             y = settled(self.recorded[e].y.into(states)).to(spec.dtype)
             occurrences.append(Occurrences(event.name, t, spec.unflatten(y), count))
-        t_end = settled(self.t_end.into(reached))
-        y_end = settled(self.y_end.into(torch.full_like(y0.detach(), torch.nan)))
+        if self.ys is None:
+            t_end = settled(self.t_end.into(reached.clone()))
+            y_end = settled(self.y_end.into(torch.full_like(y0.detach(), torch.nan)))
+        else:
+            t_end, y_end = reached.clone(), self.ys[-1].clone()
         if any_failed:
             y_end = torch.where(failed[:, None], torch.nan, y_end)
         events = Events(
@@ -120,4 +125,4 @@ class Ledger:
         dense = None
         if plan.dense:
             dense = self.links[0] if self.ys is not None else joined_dense(plan, self.links, reached, y0)
-        return EventsSolved(ys, status, reached, Stats(*map(xp.tensor, self.work)), dense, events, self.by)
+        return EventsSolved(ys, status, any_failed, reached, Stats(*map(xp.tensor, self.work)), dense, events, self.by)

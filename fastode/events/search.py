@@ -89,7 +89,7 @@ class Search:
             whole: whether to begin with a solve of the plan itself, in a window that is as large as may be: no event
                 ends the flow, and this is the start.
         """
-        with torch.no_grad(), xp.quiet():  # the functions may have parameters
+        with torch.no_grad():  # the functions may have parameters
             return self._find(t, y, start, counts, active, budget, whole)
 
     def _find(

@@ -75,21 +75,22 @@ def make_span(
     within = mask & (direction * (known - end) <= slack)
     n_out = (within & (xp.count_up(known, n_times)[:, None] >= next_output)).sum(0)
     most = int(n_out.max()) if n_times > 1 else 0
-    row = xp.count_up(known, most)[:, None]
+    row, start = xp.count_up(known, most)[:, None], xp.of(begin)
     valid = row < n_out
     index = xp.smaller(next_output + row, n_times - 1)
-    start = xp.of(begin)
-    outs = xp.where(valid, xp.take(known, index), end)
-    late = direction * (outs - end) > 0
-    middle = xp.where(late, end, outs)
-    early = direction * (middle - start) < 0
-    middle = xp.where(early, start, middle)
-    source = xp.where(valid & ~late & ~early, index, -1)  # numbers of the given times among these
+    middle, source = xp.spread(end, (most, batch)), index  # source: numbers of the given times among these
+    if most:
+        outs = xp.where(valid, xp.take(known, index), end)
+        late = direction * (outs - end) > 0
+        middle = xp.where(late, end, outs)
+        early = direction * (middle - start) < 0
+        middle = xp.where(early, start, middle)
+        source = xp.where(valid & ~late & ~early, index, -1)
     row_at, sample_at = xp.places(valid)
     counts = 0 * n_out
     rows: list[Array] = []
     for x in records:
-        rows.append(counts[x.sample] + rank(x.sample))
+        rows.append(counts[x.sample] + rank(x.sample) if len(x.sample) else x.sample)
         if len(x.sample):
             counts = counts + xp.count_of(x.sample, batch)
     extra = int(counts.max()) if any(len(x.sample) for x in records) else 0

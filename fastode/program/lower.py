@@ -1257,22 +1257,22 @@ def _needed(calls: list[tuple[Call, list[int]]], wanted: set[int]) -> list[Call]
     return kept[::-1]
 
 
+def _actual(x: Any, known: dict[int, Tensor], batch: int) -> Any:
+    """Arguments of a call: as by ``pytree.tree_map``, which takes ten times as long for so few."""
+    kind = type(x)
+    if kind is tuple or kind is list:
+        return kind([_actual(part, known, batch) for part in x])
+    if kind is dict:
+        return {key: _actual(value, known, batch) for key, value in x.items()}
+    if kind is Ref:
+        return known[x.index]
+    return x.times * batch if kind is Batch else x
+
+
 def run_prologue(calls: Sequence[Call], known: dict[int, Tensor], batch: int) -> dict[int, Tensor]:
     """Executes the prologue on whole tensors; adds its results to ``known``, tensors by number."""
-
-    def actual(x: Any) -> Any:
-        """As ``pytree.tree_map``, which takes ten times as long for the few arguments of a call."""
-        kind = type(x)
-        if kind is tuple or kind is list:
-            return kind(map(actual, x))
-        if kind is dict:
-            return {key: actual(value) for key, value in x.items()}
-        if kind is Ref:
-            return known[x.index]
-        return x.times * batch if kind is Batch else x
-
     for call in calls:
-        args, kwargs = actual(call.args), actual(call.kwargs)
+        args, kwargs = _actual(call.args, known, batch), _actual(call.kwargs, known, batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and call.grad):
             out = call.func(*args, **kwargs)
         tensors = [out] if isinstance(out, Tensor) else [x for x in pytree.tree_leaves(out) if isinstance(x, Tensor)]
