@@ -19,6 +19,7 @@ CXX_FILES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
 .DEFAULT_GOAL := help
 .PHONY: help train test fuzz bench gpu lint format info clean FORCE
+.PHONY: sanitize-address sanitize-undefined sanitize-thread
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -26,6 +27,8 @@ help:
 	@echo "make train    train an AutoencODE on real images       ARGS=\"--help\" lists the options"
 	@echo "make test     run the tests                            ARGS are given to pytest"
 	@echo "make fuzz     random fields and calls, checked          MINUTES=30; ARGS=\"--seed 7 --kinds fields\""
+	@echo "make sanitize-address, sanitize-undefined, sanitize-thread"
+	@echo "              the kernels' tests with that sanitizer   ARGS=\"--fuzz-minutes 10 tests/test_tile_solve.py\""
 	@echo "make bench    run the benchmarks                       ARGS are given to pytest"
 	@echo "make gpu      check and measure on an NVIDIA GPU       under ten minutes; ARGS=\"--quick\" takes two"
 	@echo "make info     what is installed, what can run here"
@@ -49,6 +52,9 @@ test: $(TEST)
 
 fuzz: $(TEST)
 	$(BIN)/python -W ignore -m tests.fuzz --minutes $(MINUTES) --seed $$(date +%s) $(ARGS)
+
+sanitize-address sanitize-undefined sanitize-thread: sanitize-%: $(TEST)
+	$(BIN)/python -m build_support.sanitize $* $(ARGS)
 
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m pytest bench $(ARGS)

@@ -215,22 +215,39 @@ def test_fields_that_are_not_recognised_are_refused_with_a_reason():
         fastode.solve(lambda t, y, c: product(c, y), wide[:, 0], [0.0, 1.0], controls=wide, backend="cuda")
 
 
-def test_a_failing_sample_gets_a_status_and_harms_no_other():
-    field, weights, y0 = problem(4, activation="identity", batch=5)
-    weights[1, 0] = 1e3  # grows beyond all numbers
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_way_to_end(dtype):
+    """Numbers too large, NaN, an infinite state, no span, stiff, too many steps; the others do not notice."""
+    field, weights, y0 = problem(4, activation="identity", batch=8, dtype=dtype)
+    weights[1, 0], y0[1] = 1e3, y0[1] * (1e30 if dtype == torch.float32 else 1e300)
     weights[3, 2] = torch.nan
-    healthy = torch.tensor([0, 2, 4])
-    options = {"t": (0.0, 0.5, 4.0), "on_failure": "nan", "max_steps": 400}
-    sol, grads = solve("cuda", field, weights, y0, **options)
-    expected, _ = solve("reference", field, weights, y0, **options)
+    y0[4, 1] = torch.inf
+    weights[5] = torch.nan
+    weights[6] = torch.cat([-10 * torch.eye(4).flatten(), torch.zeros(4)])
+    weights[7] = torch.cat(
+        [1e5 * torch.eye(4).roll(2, 0).flatten() * torch.tensor([1.0, -1.0]).repeat_interleave(8), y0[7]]
+    )
+    times = torch.tensor([0.0, 0.5, 4.0], dtype=torch.float64)[:, None].repeat(1, 8)
+    times[:, 5] = 1.0
+    options = {"on_failure": "nan", "max_steps": 100}
+    sol, grads = solve("cuda", field, weights, y0, times, **options)
+    expected, expected_grads = solve("reference", field, weights, y0, times, **options)
     assert torch.equal(sol.status, expected.status)
-    assert sol.status[1] != Status.SUCCESS
-    assert sol.status[3] == Status.NON_FINITE
-    alone, alone_grads = solve("cuda", field, weights[healthy], y0[healthy], **options)
+    endings = [Status(code) for code in sol.status.tolist()]
+    assert endings[1] in (Status.NON_FINITE, Status.STEP_UNDERFLOW)
+    assert endings[3:] == [Status.NON_FINITE, Status.NON_FINITE, Status.SUCCESS, Status.SUCCESS, Status.MAX_STEPS]
+    assert torch.equal(sol.ys.isnan(), expected.ys.isnan())
+    sick, healthy = torch.tensor([1, 3, 4, 7]), torch.tensor([0, 2, 5, 6])
+    alone, alone_grads = solve("cuda", field, weights[healthy], y0[healthy], times[:, healthy], **options)
     assert same_bits(sol.ys[:, healthy].detach(), alone.ys.detach())
     for grad, own in zip(grads[:2], alone_grads[:2], strict=True):
         assert same_bits(grad[healthy], own)
-        assert bool((grad[[1, 3]] == 0).all())
+        assert bool((grad[sick] == 0).all())
+    assert bool(torch.isfinite(torch.cat([g.flatten() for g in expected_grads])).all())
+    with pytest.raises(fastode.SolveError) as error:
+        solve("cuda", field, weights, y0, times, max_steps=100)
+    assert error.value.statuses == [endings[int(b)] for b in sick]
+    assert "last step" not in str(error.value)
 
 
 def test_steps_that_outgrow_the_record_go_on_in_further_pages(monkeypatch):

@@ -20,6 +20,7 @@ WHOLE = {  # minutes each
     "fields": ("check_fields.py", ""),
     "halves": ("check_halves.py", ""),
     "special": ("check_special.py", ""),
+    "status": ("check_status.py", ""),
     "gradients_scalarised": ("check_gradients.py", "scalarised or bits"),
     "gradients_tiled": ("check_gradients.py", "not scalarised and not bits"),
 }
