@@ -126,7 +126,9 @@ def build_model(config: TrainConfig, image_shape: tuple[int, int, int]) -> Image
     try:
         with torch.device("meta"):
             needed = 4 * sum(p.numel() * p.element_size() for p in _make(config, image_shape).parameters())
-    except (RuntimeError, OverflowError) as error:  # so many numbers cannot be counted
+    except (RuntimeError, OverflowError, TypeError) as error:  # so many numbers cannot be counted
+        if isinstance(error, TypeError) and "verflow" not in str(error):
+            raise
         raise ValueError(f"a model with {text} fits into no memory") from error
     available = free_memory()
     if available is not None and needed > available:

@@ -101,9 +101,10 @@ def test_settings_out_of_range(changes, word):
 
 @pytest.mark.parametrize("name", ["width", "code_size", "hidden", "state_dim"])
 @pytest.mark.parametrize("size", [10**7, 10**10, 10**30])
-def test_sizes_that_no_memory_holds(name, size):
+@pytest.mark.parametrize("others", [{}, {"hidden": 3}], ids=["defaults", "small"])
+def test_sizes_that_no_memory_holds(name, size, others):
     with pytest.raises(ValueError, match=f"{name}={size}.* memory"):
-        build_model(TrainConfig(**{"hidden": 3, name: size}), (1, 8, 8))
+        build_model(TrainConfig(**{**others, name: size}), (1, 8, 8))
 
 
 @pytest.mark.parametrize("folder", ["file/x", "a" * 300])
