@@ -17,8 +17,8 @@ class Checkpoint:
             the cost of one more forward evaluation of each stage. 1 keeps all; as many as a sample takes steps, or
             more, keep one state of each sample.
             Backend ``stepped`` keeps, with 1, the graph of a solve with fixed steps where that takes at most 64 MiB.
-        max_bytes: budget for the kept states of the whole batch, in bytes, and for that graph. When it would be exceeded
-            ``every`` is doubled, as often as needed. One state per sample is always kept. None means no limit.
+        max_bytes: budget for the kept states of the whole batch, in bytes, and for that graph. When the states would
+            exceed it ``every`` is doubled, as often as needed. One state per sample is always kept. None means no limit.
 
     Raises:
         ValueError: a value that is not a positive integer.

@@ -36,6 +36,7 @@ class Choice:
         tensors: what the field holds, for ``Capture.leaves``.
         fields: otherwise, a backend that calls the field.
         reasons: (backend, why it was not taken) of those that come before it.
+        refusal: why the field has no program, where it was asked for one.
     """
 
     programs: ProgramBackend | None
@@ -43,6 +44,7 @@ class Choice:
     tensors: Sequence[Tensor]
     fields: Backend | None
     reasons: tuple[tuple[str, str], ...]
+    refusal: Refusal | None = None
 
     @property
     def name(self) -> str:
@@ -146,7 +148,7 @@ def choose(name: str, plan: Plan, inputs: Inputs, programs: bool = True) -> Choi
             if reason is None:
                 if refusal is not None and name == "auto":
                     warn_of(plan.field.field, refusal)
-                return Choice(None, None, (), backend, tuple(reasons))
+                return Choice(None, None, (), backend, tuple(reasons), refusal)
             reasons.append((backend.name, reason))
     if not reasons:
         names = [who for who, _ in available()]

@@ -85,5 +85,8 @@ def by_program(args: Arguments) -> Any:
     """
     if not programs.can_run(args) or (args.step_control == "batch" and programs.is_adaptive(args.solver_class)):
         return None
-    found = programs.per_sample(args)
-    return programs.whole_state(args) if found is None else found
+    try:
+        found = programs.per_sample(args)
+        return programs.whole_state(args) if found is None else found
+    except programs.NeverHere:
+        return None

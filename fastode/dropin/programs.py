@@ -50,10 +50,15 @@ class NotHere(Exception):  # noqa: N818 - not an error: another solver takes ove
     """This solve is none for programs."""
 
 
+class NeverHere(Exception):  # noqa: N818 - likewise
+    """Nor is it under any other reading of the function: its numbers are others at every solve."""
+
+
 def per_sample(args: Arguments) -> Any:
     """The states (T, *state) with one step size per sample, or None if that cannot be.
 
     Raises:
+        NeverHere: it need not be tried in another way.
         OdeintError: samples failed.
     """
     lengths = {part.shape[:1] for part in args.parts}
@@ -322,6 +327,8 @@ def _solve(
         field, y0, times, None, args.solver_class.method, rtol, atol, None, controller(args), max_steps(args), False
     )
     choice = choose("auto", plan, inputs)
+    if choice.refusal is not None and choice.refusal.numbers_change:
+        raise NeverHere
     if (
         choice.programs is None
         or choice.capture is None

@@ -99,11 +99,13 @@ class Refusal:
         reason: in words.
         where: file, line and text, None if no line is to blame.
         cure: what would give the field a program, None if nothing is known to.
+        numbers_change: whether it has programs, each for numbers that are others at the next solve.
     """
 
     reason: str
     where: str | None
     cure: str | None = None
+    numbers_change: bool = False
 
     def __str__(self) -> str:
         return self.reason if self.where is None else f"{self.reason}, at {self.where}"

@@ -107,6 +107,7 @@ class KnownFields:
                         f"{shown(numbers[0])} is another number at every solve",
                         None,
                         "hold it in a tensor, which may change: a buffer, or an entry of controls",
+                        numbers_change=True,
                     ),
                     _AGAIN,
                 )

@@ -611,6 +611,28 @@ def test_a_number_that_never_stays_the_same(monkeypatch):
     assert len([w for w in caught if w.category is fastode.PerformanceWarning]) == 1
 
 
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_a_number_that_never_stays_the_same_is_not_tried_in_other_ways(method, monkeypatch):
+    """``odeint`` knows three readings of a function; one of them has shown that numbers change."""
+    from fastode.program import capture, known
+
+    monkeypatch.setattr(known, "_CHANGING", 4)
+    rate, runs, real = 1.0, [], capture._capture
+    monkeypatch.setattr(capture, "_capture", lambda *a: runs.append(1) or real(*a))
+
+    def field(t, y):
+        return -rate * y
+
+    t = torch.tensor([0.0, 1.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fastode.PerformanceWarning)
+        for _ in range(12):
+            rate *= 0.9
+            ys = fastode.odeint(field, torch.ones(2, 2), t, method=method)
+            assert ys[-1, 0, 0].item() == pytest.approx(math.exp(-rate), rel=2e-2)
+    assert len(runs) <= 6
+
+
 def test_one_warning_for_each_field_names_line_and_cure():
     def counting(t, y):
         counting.calls += 1
