@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -108,6 +109,20 @@ class Externals:
                     "inplace operation after the solve, so that its gradient cannot be computed"
                 )
         return self._tensors
+
+
+@contextmanager
+def computed_weights() -> Iterator[None]:
+    """Parametrized weights are computed at each use, also within ``torch.nn.utils.parametrize.cached()``.
+
+    One that was cached without gradient has none, and one that was cached with its graph can be differentiated once.
+    """
+    depth = parametrize._cache_enabled
+    parametrize._cache_enabled -= depth  # not to 0: other threads may enter and leave meanwhile
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled += depth
 
 
 def owned_tensors(field: Callable[..., Any]) -> list[Tensor]:

@@ -22,7 +22,7 @@ from fastode.dropin.functions import ADJOINT_CALLBACKS, CALLBACKS, flatten
 from fastode.dropin.graph import pull
 from fastode.dropin.methods import is_adaptive, is_implicit
 from fastode.dropin.odeint import by_program, run
-from fastode.externals import depend_on_each_other
+from fastode.externals import Externals, computed_weights, depend_on_each_other
 from fastode.hostflags import differentiation_hidden
 from fastode.vjp import Substitute, UnknownLeafError
 
@@ -185,6 +185,7 @@ class AdjointJob:
         inner: (inputs, outputs) of the graph of the steps; None where the adjoint equation is to be solved.
         event_t: the time of the event, or None.
         outputs: parts (T, *state) of the solution, without graph.
+        held: the parameters where modules held them during the solve; for the adjoint equation.
     """
 
     args: Arguments
@@ -196,12 +197,15 @@ class AdjointJob:
     inner: tuple[list[Tensor], list[Tensor]] | None = None
     event_t: Tensor | None = None
     outputs: tuple[Tensor, ...] = ()
+    held: Externals | None = None
 
     def solve(self, exact: bool) -> None:
         """Solves forward, with a graph of its own if the gradient is to be exact."""
         args = self.args
+        if not exact or not all(p.is_leaf for p in self.params):  # the latter are put there for the time of a call
+            self.held = Externals(self.params, args.func)
         if not exact:
-            with torch.no_grad():
+            with torch.no_grad(), computed_weights():
                 self._take(run(args))
             return
         parts = [part.detach().requires_grad_(part.requires_grad) for part in args.parts]
@@ -258,7 +262,7 @@ class _OdeintAdjoint(torch.autograd.Function):
                     "from the adjoint equation",
                     stacklevel=2,
                 )
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if job.held is None else job.held.in_place(), computed_weights():
             given = [torch.zeros_like(y) if g is None else g for y, g in zip(outputs, grads, strict=True)]
             found = adjoint_gradients(job, outputs, given)
         return None, *guard("adjoint", found, [*inputs, *given])

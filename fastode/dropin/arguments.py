@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastode.backends.implicit.forward import FIXED_ITERS
 from fastode.dropin.functions import CALLBACKS, SolverEvent, SolverFunction, flatten, no_callback, separate, unflatten
-from fastode.dropin.methods import OWN, SOLVERS, known_options, takes_grid
+from fastode.dropin.methods import OWN, SOLVERS, is_implicit, known_options, takes_grid
 from fastode.dropin.norms import mixed_norm, rms_norm
 from fastode.dropin.solvers import regular_grid
 from fastode.tracers import check_device, check_memory
@@ -267,6 +268,12 @@ def check(
     args = Arguments(func, y0, t, rtol, atol, method, options, event_fn, shapes, backward, step_control)
     if args.is_own:
         _drop_unknown(args)
+        if is_implicit(args.solver_class) and args.options.get("max_iters", FIXED_ITERS) < FIXED_ITERS:
+            warnings.warn(
+                f"max_iters={args.options['max_iters']} is no limit here: the equations of a step are solved to "
+                f"rounding, by up to {FIXED_ITERS} iterations of Newton's method",
+                stacklevel=4,
+            )
         for name in _CONSTANT:
             value = args.options.get(name)
             if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():

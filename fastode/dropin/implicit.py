@@ -20,7 +20,7 @@ class ImplicitGrid(FixedGridODESolver):
         y0: the start.
         rtol: relative tolerance, also of Newton's method.
         atol: absolute tolerance, likewise.
-        max_iters: accepted for compatibility; Newton's method has its own limit.
+        max_iters: accepted for compatibility; Newton's method has its own limit, and ``odeint`` warns of a smaller one.
         **kwargs: options of ``FixedGridODESolver``.
     """
 

@@ -43,7 +43,7 @@ SOLVERS: dict[str, Any] = {
 OWN = dict(SOLVERS)
 """Those that come with fastode."""
 
-_NOT_OPTIONS = {"self", "func", "y0", "rtol", "atol", "implicit", "kwargs", "unused_kwargs"}
+_NOT_OPTIONS = {"self", "func", "y0", "rtol", "atol", "kwargs", "unused_kwargs"}
 
 
 def known_options(solver: Any) -> set[str]:
@@ -54,6 +54,8 @@ def known_options(solver: Any) -> set[str]:
             names |= set(inspect.signature(base.__init__).parameters)
     if issubclass(solver, FixedGridODESolver):
         names -= {"dtype"}
+    if solver is AdamsBashforth:
+        names -= {"implicit"}
     if solver is ScipyWrapperODESolver:
         names |= {"grid_points", "eps"}
     return names - _NOT_OPTIONS

@@ -44,7 +44,7 @@ class ScipyWrapperODESolver:
         self.y0 = y0.detach()
         self.rtol, self.atol = (self._tolerance(x) for x in (rtol, atol))
         self.options = {"max_step": max_step, "method": solver}
-        if solver == "LSODA":  # the only one of them that has a smallest step
+        if solver == "LSODA" or min_step:  # scipy warns where the solver has no smallest step
             self.options["min_step"] = min_step
 
     def _tolerance(self, value: Any) -> Any:

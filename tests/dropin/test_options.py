@@ -201,3 +201,21 @@ def test_scipy(solver: str, backward: bool, kind: str) -> None:
     t, how = T.flip(0) if backward else T, {"rtol": 1e-8, "atol": 1e-9}
     mine = fastode.odeint(field_of(kind), state(kind), t, method="scipy_solver", options={"solver": solver}, **how)
     assert largest_difference(mine, fastode.odeint(field_of(kind), state(kind), t)) < 1e-5
+
+
+def test_options_that_cannot_be_obeyed_warn() -> None:
+    """A smallest step of solvers that have none, and a limit of iterations below the one of Newton's method."""
+    with pytest.warns(UserWarning, match="min_step"):
+        fastode.odeint(decay, torch.ones(2), T, method="scipy_solver", options={"solver": "RK45", "min_step": 0.1})
+    with pytest.warns(UserWarning, match=r"max_iters=3 is no limit here: .* up to 50 iterations"):
+        ys = fastode.odeint(decay, torch.ones(2), T, method="implicit_euler", options={"max_iters": 3})
+    assert torch.equal(ys, fastode.odeint(decay, torch.ones(2), T, method="implicit_euler", options={"max_iters": 100}))
+
+
+def test_adams_without_corrector() -> None:
+    t, how = torch.linspace(0.0, 1.0, 21, dtype=torch.float64), {"options": {"implicit": False}}
+    mine, theirs = (
+        lib.odeint(field_of("rows"), state("rows"), t, method="implicit_adams", **how) for lib in (fastode, torchdiffeq)
+    )
+    assert largest_difference(mine, theirs) < 1e-10
+    assert torch.equal(mine, fastode.odeint(field_of("rows"), state("rows"), t, method="explicit_adams"))

@@ -31,7 +31,8 @@ _COMPACT_BELOW = 0.75
 """The batch is compacted when no more than this part of its samples is still running."""
 _NEWTON_ERROR = 0.01
 """Error of a stage's solution, as part of the tolerance of a step."""
-_NEWTON_ITERS, _FIXED_ITERS = 10, 50
+_NEWTON_ITERS, FIXED_ITERS = 10, 50
+"""Iterations of Newton's method at most, with step control and with fixed steps."""
 _FIXED_ULPS = 64.0
 """With fixed steps stages are solved to this many roundings of the largest component."""
 _KEEP_RATE, _KEEP_RATE_WIDE, _WIDE = 1e-3, 0.03, 16
@@ -65,7 +66,7 @@ def accuracy_of(plan: Plan, y: Tensor, h: Tensor, k1: Tensor) -> Accuracy:
         return Accuracy(y.abs(), plan.rtol, plan.atol, False, _NEWTON_ERROR, 0.1, _NEWTON_ITERS, renew=False)
     size = torch.maximum(y.abs(), (column(h, y) * k1).abs())
     done = _FIXED_ULPS * torch.finfo(y.dtype).eps
-    return Accuracy(size, 1.0, plan.atol, True, done, done**0.5 * 1e-3, _FIXED_ITERS, renew=True)
+    return Accuracy(size, 1.0, plan.atol, True, done, done**0.5 * 1e-3, FIXED_ITERS, renew=True)
 
 
 def keep_rate(width: int) -> float:
