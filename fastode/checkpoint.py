@@ -18,7 +18,7 @@ class Checkpoint:
             more, keep one state of each sample.
             Backend ``stepped`` keeps, with 1, the graph of a solve with fixed steps where that takes at most 64 MiB.
         max_bytes: budget for the kept states of the whole batch, in bytes, and for that graph. When the states would
-            exceed it ``every`` is doubled, as often as needed. One state per sample is always kept. None means no limit.
+            exceed it ``every`` is doubled, as often as needed. One state per sample is always kept. None: no limit.
 
     Raises:
         ValueError: a value that is not a positive integer.
