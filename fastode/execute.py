@@ -66,11 +66,15 @@ def execute(
 
 
 def may_have_graph(plan: Plan, inputs: Inputs, gradient: Gradient | Checkpoint, backend: str) -> bool:
-    """Whether a gradient of what ``execute`` returns may be asked for. Raises as that does."""
-    if not torch.is_grad_enabled():
-        return False
+    """Whether a gradient of what ``execute`` returns may be asked for; also if its mode alone decides who solves.
+
+    Raises:
+        RuntimeError: as ``execute``.
+    """
     if not isinstance(gradient, Checkpoint) and gradient != "checkpoint":
         return True
+    if not torch.is_grad_enabled():
+        return False
     choice = choose(backend, plan, inputs)
     return choice.programs is None or may_differentiate(inputs, choice.tensors)
 

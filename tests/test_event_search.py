@@ -157,6 +157,17 @@ def test_recorded_events_take_one_solve(backend: str, dtype: torch.dtype) -> Non
     assert largest_error(sol.events[0].y.nan_to_num(0.0), graph.events[0].y.detach().nan_to_num(0.0)) < 10 * bound
 
 
+@pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
+def test_recorded_events_leave_the_solve_to_its_gradient_mode(gradient: Any) -> None:
+    y0, w = torch.tensor([[1e-2, 1.0]]), torch.tensor([[2.0]])
+    with torch.no_grad():
+        free = recorded(y0, [0.0, 2.0, 4.0], w, gradient=gradient)
+        sol = recorded(y0, [0.0, 2.0, 4.0], w, gradient=gradient, events=CROSSING)
+    assert same_bits(sol.ys, free.ys)
+    assert sol.backend == free.backend
+    assert sol.events[0].count.tolist() == [2]
+
+
 def test_a_longer_solve_beside_does_not_change_recorded_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the memory of one window the values come from a solve of their own, here of the second sample's."""
     monkeypatch.setattr("fastode.events.search.NUMBERS", NUMBERS // (1 << 13))
