@@ -92,9 +92,12 @@ class Watch:
         elif event == "call":
             code = frame.f_code
             verdict = trust.verdict(code)
+            if code.co_filename == _IMPORTS:  # before all: it calls hooks of anyone's, pytest's for example
+                self._inside.append((frame, _IGNORED))
+                return
             if verdict == trust.TRUSTED or (state == _TRUSTED and trust.is_of_torch_or_python(code)):
                 return
-            if code.co_filename == _IMPORTS or _is_farewell(frame):
+            if _is_farewell(frame):
                 self._inside.append((frame, _IGNORED))
                 return
             if state == _TRUSTED:

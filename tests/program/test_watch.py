@@ -31,6 +31,8 @@ from torch import nn
 
 import fastode
 from fastode.program.capture import Capture
+from fastode.program.describe import Executed
+from fastode.program.watch import Watch
 from tests.program.tools import F64, attempt, compare, refusal_of
 
 T = torch.tensor([0.0, 1.0], dtype=F64)
@@ -198,6 +200,24 @@ def test_what_changes_between_solves_is_noticed(kind):
     assert rates(field) == pytest.approx([1.0, 1.0], abs=1e-6)
     change()
     assert rates(field) == pytest.approx([0.5, 0.5], abs=1e-6)
+
+
+def test_imports_by_torch_are_no_doing_of_the_fields(monkeypatch):
+    """Torch loads parts of itself when they are first used, and whoever has a hook on imports runs then."""
+
+    class Hook:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            os.fspath("x")
+
+    monkeypatch.setattr(sys, "meta_path", [Hook, *sys.meta_path])
+    source = "def load():\n    try: import nothing_of_this_name\n    except ImportError: pass"
+    names = {}
+    exec(compile(source, os.path.join(os.path.dirname(torch.__file__), "testing", "of_no_name.py"), "exec"), names)
+    executed = Executed()
+    executed.add(Hook.find_spec.__code__)  # as if it were the field's: what it calls counts
+    with Watch(executed, lambda: None, lambda: None):
+        names["load"]()
 
 
 def test_a_module_that_the_field_imports(monkeypatch):
