@@ -1,6 +1,7 @@
 """Compiles ``fastode._C``; everything else about the package is in pyproject.toml.
 
-Environment variables: FASTODE_CUDA=auto|0|1, FASTODE_CUDA_ARCHS="80;90", CXX, CXXFLAGS, LDFLAGS, MAX_JOBS.
+Environment variables: FASTODE_CUDA=auto|0|1, FASTODE_CUDA_ARCHS="80;90", FASTODE_ISAS="generic avx2", CXX,
+CXXFLAGS, LDFLAGS, MAX_JOBS.
 ``pip install -v`` shows what was decided, ``fastode info`` shows it afterwards.
 """
 

@@ -97,6 +97,10 @@ def find_host_compiler() -> HostCompiler:
     isas = {"generic": list[str]()}
     if target.startswith(("x86_64", "amd64")):
         isas = {name: flags for name, flags in ISA_FLAGS_X86_64.items() if not flags or accepts(command, flags)}
+    if wished := os.environ.get("FASTODE_ISAS", "").split():
+        if "generic" not in wished or not set(wished) <= set(isas):
+            raise BuildError(f"FASTODE_ISAS={' '.join(wished)!r} must name generic, and others of {' '.join(isas)}.")
+        isas = {name: flags for name, flags in isas.items() if name in wished}
     return HostCompiler(command, version, target, isas)
 
 

@@ -15,7 +15,8 @@ Read when fastode is imported:
     Directory for generated GPU kernels. Default: ``fastode`` in ``XDG_CACHE_HOME``, or in ``~/.cache``.
 
 Read when fastode is built (``setup.py``): ``FASTODE_CUDA`` (``auto``, ``0``, ``1``), ``FASTODE_CUDA_ARCHS`` (such as
-``"80;90"``), ``CXX``, ``CXXFLAGS``, ``LDFLAGS``, ``MAX_JOBS``.
+``"80;90"``), ``FASTODE_ISAS`` (instruction sets, such as ``"generic avx2"``; default: all), ``CXX``, ``CXXFLAGS``,
+``LDFLAGS``, ``MAX_JOBS``.
 """
 
 from __future__ import annotations

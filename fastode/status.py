@@ -19,7 +19,7 @@ class Status(IntEnum):
     STEP_UNDERFLOW = 2
     """The error stayed too large at the smallest admissible step."""
     NON_FINITE = 3
-    """The state or the field became infinite or NaN, and no smaller step avoided it."""
+    """The state, the field or an implicit method's Jacobian became infinite or NaN, and no smaller step avoided it."""
     NO_CONVERGENCE = 4
     """The equations of an implicit method's stages could not be solved, and no smaller step avoided it."""
     EVENT = 5
@@ -37,7 +37,7 @@ _CURES = {
     Status.STEP_UNDERFLOW: "the solution may be infinite or jump there, or the tolerances be below rounding: end "
     "before it, make the time of a jump an output time, raise the tolerances or solve in float64",
     Status.NON_FINITE: "look at the field at that time and state, for divisions by zero, overflow and NaN in its "
-    "inputs; fixed steps may be too long",
+    "inputs, for implicit methods in its derivatives too, such as that of sqrt at 0; fixed steps may be too long",
     Status.NO_CONVERGENCE: "raise the tolerances, give a smaller first step or take a Rosenbrock method, such as "
     "'rodas5p'",
     Status.TOO_MANY_EVENTS: "end the sample at such an event, or move its reset away from where the event happens",

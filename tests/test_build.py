@@ -28,7 +28,16 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def no_build_variables(monkeypatch):
-    for name in ("FASTODE_CUDA", "FASTODE_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH", "CXX", "CXXFLAGS", "LDFLAGS"):
+    for name in (
+        "FASTODE_CUDA",
+        "FASTODE_CUDA_ARCHS",
+        "FASTODE_ISAS",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "CXX",
+        "CXXFLAGS",
+        "LDFLAGS",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -86,6 +95,21 @@ def test_instruction_sets_are_those_of_target_and_compiler(monkeypatch, tmp_path
     monkeypatch.setenv("CXX", fake_compiler(tmp_path, target, refused))
     compiler = toolchain.find_host_compiler()
     assert (list(compiler.isas), compiler.version, compiler.target) == (isas, "Fake 1.0", target)
+
+
+@pytest.mark.parametrize(("wished", "isas"), [("generic", ["generic"]), ("avx512 generic", ["generic", "avx512"])])
+def test_fewer_instruction_sets_when_asked(monkeypatch, tmp_path, wished, isas):
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, "x86_64-linux-gnu", "no-flag"))
+    monkeypatch.setenv("FASTODE_ISAS", wished)
+    assert list(toolchain.find_host_compiler().isas) == isas
+
+
+@pytest.mark.parametrize("wished", ["avx2", "generic neon"])
+def test_instruction_sets_that_cannot_be_compiled_are_refused(monkeypatch, tmp_path, wished):
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, "x86_64-linux-gnu", "no-flag"))
+    monkeypatch.setenv("FASTODE_ISAS", wished)
+    with pytest.raises(BuildError, match=r"must name generic, and others of generic avx2 avx512"):
+        toolchain.find_host_compiler()
 
 
 def test_launchers_are_not_handed_to_nvcc(monkeypatch, tmp_path):

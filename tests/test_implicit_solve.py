@@ -292,6 +292,24 @@ def test_a_singular_matrix_is_no_exception() -> None:
     assert adaptive.status.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if IMPLICIT_TABLEAUS[name].is_adaptive])
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_a_jacobian_that_is_not_finite_ends_its_sample_at_once(method: str, bad: str) -> None:
+    """The field of sample 0 is finite at its start, its derivative is not; no smaller step has another one."""
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        root = torch.sqrt(y.abs())
+        return torch.where(y > 0, root, 0.0 * y) - y if bad == "nan" else 1 - root
+
+    y0 = torch.tensor([[0.0], [0.5], [1.0]], dtype=F64)
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
+    sol = solve(field, y0, t, method=method, on_failure="nan")
+    assert sol.status.tolist() == [int(Status.NON_FINITE), 0, 0]
+    assert int(sol.stats.n_steps[0]) == 1
+    assert bool(sol.ys[1:, 0].isnan().all())
+    assert same_bits(sol.ys[:, 1:], solve(field, y0[1:], t, method=method).ys)
+
+
 def test_equations_without_a_solution_are_reported() -> None:
     """y1 = y0 + h (1 + y1^2) has no real solution for h > 1/2 at y0 = 0."""
     with pytest.raises(fastode.SolveError, match="NO_CONVERGENCE"):

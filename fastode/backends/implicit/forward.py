@@ -180,6 +180,13 @@ class Solve:
                 self.dfdt = torch.where(need[:, None], by_t, self.dfdt)
         self.jac_good, self.jac_fresh = self.jac_good | need, self.jac_fresh | need
 
+    def _without_jacobian(self, failed: Tensor) -> Tensor:
+        """Which lanes (n,) of ``failed`` have no Jacobian where they are, so that no smaller step helps."""
+        if not bool(failed.any()):
+            return failed
+        finite = torch.isfinite(self.jac).flatten(1).all(1) & torch.isfinite(self.dfdt).all(1)
+        return failed & self.jac_fresh & ~finite
+
     def _attempt(self, step: Tensor, running: Tensor) -> tuple[Stages, Tensor, Callable[[], Filter]]:
         """The stages of steps (n,), the field at their ends, and the filter for defects of their dense output."""
         tableau = self.tableau
@@ -243,7 +250,11 @@ class Solve:
             reject = running & ~accept
             lost = reject & ~found.solved
             again = lost & ~self.jac_fresh  # with the Jacobian of this place first
-            stuck = reject & ~again & (tried <= self._shortest(controller))
+            stuck = (
+                reject
+                & ~again
+                & ((tried <= self._shortest(controller)) | self._without_jacobian(reject & ratio.isnan()))
+            )
             why = torch.where(ratio.isnan(), int(Status.NON_FINITE), int(Status.STEP_UNDERFLOW))
             why = torch.where(lost & finite, int(Status.NO_CONVERGENCE), why)
             self.lane_status = torch.where(stuck, why, self.lane_status)
