@@ -108,13 +108,15 @@ def odeint_adjoint(
             stacklevel=2,
         )
     args = check(func, y0, t, rtol, atol, method, options, event_fn)
-    result = _solve(args, wanted, gradient, adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options)
+    owned = adjoint_params is None
+    result = _solve(args, wanted, owned, gradient, adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options)
     return result if event_fn is None else with_time_gradient(args, result)
 
 
 def _solve(
     args: Arguments,
     wanted: tuple[Tensor, ...],
+    owned: bool,
     gradient: str,
     adjoint_rtol: Any,
     adjoint_atol: Any,
@@ -136,6 +138,7 @@ def _solve(
     job = AdjointJob(
         args,
         wanted,
+        owned,
         args.rtol if adjoint_rtol is None else adjoint_rtol,
         args.atol if adjoint_atol is None else adjoint_atol,
         args.method if adjoint_method is None else adjoint_method,
@@ -180,6 +183,7 @@ class AdjointJob:
     Attributes:
         args: the solve.
         params: what to differentiate by besides y0 and t.
+        owned: whether they are the parameters of ``args.func``.
         rtol, atol, method: of the adjoint equation.
         settings: its options, the norm among them.
         inner: (inputs, outputs) of the graph of the steps; None where the adjoint equation is to be solved.
@@ -190,6 +194,7 @@ class AdjointJob:
 
     args: Arguments
     params: tuple[Tensor, ...]
+    owned: bool
     rtol: Any
     atol: Any
     method: str
@@ -229,6 +234,21 @@ class AdjointJob:
         solution = outputs[0] if self.args.shapes is None else outputs
         return solution if self.event_t is None else (self.event_t.detach(), solution)
 
+    def require_parameters(self) -> None:
+        """Raises unless the function has, or is given back, the parameters of the solve.
+
+        Raises:
+            RuntimeError: it has others.
+        """
+        func = self.args.func
+        if self.owned and self.held is None and isinstance(func, nn.Module):
+            now = {id(p) for p in find_parameters(func)}
+            if any(id(p) not in now for p in self.params):
+                raise RuntimeError(
+                    "the parameters of func are no longer those of the solve (torch.func.functional_call?), so that "
+                    "its adjoint equation cannot be solved: ask for it beforehand by options={'gradient': 'adjoint'}"
+                )
+
     def exact_gradients(self, sources: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients by y0, t and the parameters, through the graph of the steps."""
         assert self.inner is not None
@@ -262,6 +282,7 @@ class _OdeintAdjoint(torch.autograd.Function):
                     "from the adjoint equation",
                     stacklevel=2,
                 )
+        job.require_parameters()
         with torch.no_grad(), nullcontext() if job.held is None else job.held.in_place(), computed_weights():
             given = [torch.zeros_like(y) if g is None else g for y, g in zip(outputs, grads, strict=True)]
             found = adjoint_gradients(job, outputs, given)

@@ -75,7 +75,7 @@ class OdeintAdjointMethod(torch.autograd.Function):
             times = t.detach().requires_grad_(ctx.t_requires_grad)
             args = check(ctx.func, states[0], times, ctx.adjoint_rtol, ctx.adjoint_atol, ctx.adjoint_method, None, None)
             job = AdjointJob(
-                args, tuple(params), args.rtol, args.atol, args.method, ctx.adjoint_options, event_t=event_t
+                args, tuple(params), False, args.rtol, args.atol, args.method, ctx.adjoint_options, event_t=event_t
             )
             by_y0, by_t, *by_params = adjoint_gradients(job, (states,), (grads[-1],))
         return None, None, by_y0, by_t, *[None] * 10, *by_params

@@ -119,3 +119,23 @@ def test_cached_parametrizations(way: Way, counts: bool, late: bool) -> None:
     """Weights that are computed once, from parameters that want their gradient; the cache is as it was afterwards."""
     assert relative_difference(of_cached(way, counts, late), of_cached(reference, counts, late)) < 1e-7
     assert not parametrize._cache_enabled
+
+
+class Noisy(Field):
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return super().forward(t, nn.functional.dropout(y, 0.5))
+
+
+def test_noise_under_functional_call() -> None:
+    """The function gives other values when it is called again, and by then it has other parameters."""
+
+    def fixed(func: nn.Module, y0: Tensor) -> Tensor:
+        return fastode.odeint_adjoint(func, y0, T, method="rk4")
+
+    model = Solves(Noisy(counts=False), fixed)
+    weights = {key: w.detach().requires_grad_() for key, w in model.named_parameters()}
+    with pytest.warns(UserWarning, match="gives other values"):
+        model(start()).sum().backward()
+    loss = torch.func.functional_call(model, weights, (start(),)).sum()
+    with pytest.warns(UserWarning, match="gives other values"), pytest.raises(RuntimeError, match="functional_call"):
+        loss.backward()
