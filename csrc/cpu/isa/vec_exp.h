@@ -138,7 +138,8 @@ struct LogConstants<double> {
     static constexpr int scale_bits = 54;
 };
 
-// x = 2^k m with m in [sqrt(1/2), sqrt(2)), for positive finite x.
+// x = 2^k m with m in [sqrt(1/2), sqrt(2)), for positive finite x; the sign does not count, so that no integer
+// overflows.
 template <class T>
 struct Split {
     Vec<T> k, m;
@@ -149,7 +150,7 @@ FASTODE_INLINE Split<T> split_exponent(Vec<T> x) {
     using S = Simd<T>;
     const Mask<T> subnormal = x < C::tiny;
     const Vec<T> normal = select<T>(subnormal, x * C::scale, x);
-    const Mask<T> bits = (Mask<T>)normal;
+    const Mask<T> bits = (Mask<T>)absolute<T>(normal);
     // Adding the distance from sqrt(1/2) to 1 makes the exponent change where m does.
     const Mask<T> root = (Mask<T>)splat<T>(T(0.70710678118654752440));
     const Mask<T> k = ((bits - root) >> S::mantissa);
