@@ -221,7 +221,8 @@ class FixedGridODESolver(ABC):
             return t0.detach(), torch.stack([y0, y0])
         for _ in range(MAX_EVENT_STEPS):
             t1 = t0 + self.step_size
-            dy, f0 = self._step_func(self.func, t0, (t1 - t0).to(y0.dtype.to_real()), t1, y0)
+            dt = t1 - t0 if isinstance(self.step_size, Tensor) else t1.detach() - t0.detach()  # not a function of t0
+            dy, f0 = self._step_func(self.func, t0, dt.to(y0.dtype.to_real()), t1, y0)
             y1 = y0 + dy
             if event_sign(event_fn, t1, y1) != sign0:
                 between = self._between(t0, y0, f0, t1, y1, *(float(t.detach()) for t in (t0, t1)))
