@@ -102,7 +102,7 @@ def _solve_backward(
         z = torch.cat([ys[e][index], a], dim=1)
         steps = integrate(replace(wide, times=span), augmented, z, augmented(span[0], z), add_quadrature)
         if bool((steps.status != Status.SUCCESS).any()):
-            raise SolveError(steps.status, steps.reached, *steps.last)
+            raise SolveError(steps.status, steps.reached, *steps.last, backward=True)
         a = steps.final[:, width:]
     return a, totals
 

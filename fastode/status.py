@@ -57,11 +57,20 @@ class SolveError(RuntimeError):
     """
 
     def __init__(
-        self, status: Tensor, reached: Tensor, last_step: Tensor | None = None, last_ratio: Tensor | None = None
+        self,
+        status: Tensor,
+        reached: Tensor,
+        last_step: Tensor | None = None,
+        last_ratio: Tensor | None = None,
+        backward: bool = False,
     ) -> None:
-        """Gathers the failed samples of status (B,), reached (B,), last_step (B,) and last_ratio (B,)."""
+        """Gathers the failed samples of status (B,), reached (B,), last_step (B,) and last_ratio (B,).
+
+        ``backward`` is whether it was the solve of the adjoint equation that failed.
+        """
         given = status, reached, last_step, last_ratio
         self._given: Any = tuple(None if x is None else x.detach().cpu() for x in given)
+        self._backward = backward
         failed = ((status != Status.SUCCESS) & (status != Status.EVENT)).nonzero().flatten().tolist()
         codes = status.tolist()
         self.samples: list[int] = failed
@@ -73,9 +82,14 @@ class SolveError(RuntimeError):
         shown = [self._line(i) for i in range(min(len(failed), 8))]
         more = f" and {len(failed) - 8} more" if len(failed) > 8 else ""
         cures = [f"{kind.name}: {_CURES[kind]}." for kind in sorted(set(self.statuses))]
+        where = " in the backward solve of gradient='adjoint'" if backward else ""
+        instead = (
+            "gradient='checkpoint' takes the steps of the forward solve."
+            if backward
+            else "on_failure='nan' returns the others and marks these in Solution.status."
+        )
         super().__init__(
-            f"{len(failed)} of {len(codes)} samples failed: {'; '.join(shown)}{more}. {' '.join(cures)} "
-            "on_failure='nan' returns the others and marks these in Solution.status."
+            f"{len(failed)} of {len(codes)} samples failed{where}: {'; '.join(shown)}{more}. {' '.join(cures)} {instead}"
         )
 
     def _line(self, i: int) -> str:
@@ -87,4 +101,4 @@ class SolveError(RuntimeError):
         return f"sample {self.samples[i]} at t={self.times[i]:.6g}: {self.statuses[i].name}{detail}"
 
     def __reduce__(self) -> tuple[type[SolveError], tuple[Any, ...]]:
-        return SolveError, self._given  # what worker processes send home is pickled
+        return SolveError, (*self._given, self._backward)  # what worker processes send home is pickled

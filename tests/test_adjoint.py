@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -102,8 +103,11 @@ def test_failure_on_the_way_back_is_an_error() -> None:
     """Forward, stability limits the steps; backward the solution explodes, and accuracy asks for more of them."""
     y0 = torch.ones(1, 1, dtype=F64, requires_grad=True)
     ys = solve(lambda t, y: -80.0 * y, y0, [0.0, 1.0], gradient="adjoint", rtol=1e-3, atol=1e-3, max_steps=35).ys
-    with pytest.raises(SolveError, match="MAX_STEPS"):
+    with pytest.raises(
+        SolveError, match=r"in the backward solve of gradient='adjoint': sample 0 .*MAX_STEPS"
+    ) as caught:
         ys[-1].sum().backward()
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_tuple_state_and_single_precision() -> None:
