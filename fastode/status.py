@@ -88,9 +88,8 @@ class SolveError(RuntimeError):
             if backward
             else "on_failure='nan' returns the others and marks these in Solution.status."
         )
-        super().__init__(
-            f"{len(failed)} of {len(codes)} samples failed{where}: {'; '.join(shown)}{more}. {' '.join(cures)} {instead}"
-        )
+        count = f"{len(failed)} of {len(codes)} samples failed{where}"
+        super().__init__(f"{count}: {'; '.join(shown)}{more}. {' '.join(cures)} {instead}")
 
     def _line(self, i: int) -> str:
         """One failed sample in words."""
