@@ -48,7 +48,7 @@ train: $(TRAIN)
 	$(BIN)/fastode train $(ARGS)
 
 test: $(TEST)
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 fuzz: $(TEST)
 	$(BIN)/python -W ignore -m tests.fuzz --minutes $(MINUTES) --seed $$(date +%s) $(ARGS)

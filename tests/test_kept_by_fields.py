@@ -68,6 +68,8 @@ class Memo(nn.Module):
 def test_weights_kept_from_a_call(name: str, phases: bool) -> None:
     if phases and name == "adjoint":
         pytest.skip("an equation with a jump, which this solves to its tolerance only")
+    if phases and name in FIELD_BACKENDS:
+        pytest.skip("the phase is that of the latest sample, and samples are at other times in the backward pass")
     y0 = random(4, 3).requires_grad_()
     memo, plain = Memo(True, phases), Memo(False, phases)
     expected = torch.autograd.grad(end(WAYS[name](plain, y0)), [plain.a, y0])

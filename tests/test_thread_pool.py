@@ -193,6 +193,20 @@ def test_the_process_ends_cleanly_during_use():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_process_ends_cleanly_while_threads_come_back_from_kernels():
+    """Python ends a thread that asks for its lock then, and with it unwinds whatever the thread is in."""
+    code = (
+        "import threading, time\n"
+        "from fastode._environment import _C\n"
+        "def work():\n"
+        "    while True: _C.pool_trace(60, 2000)\n"
+        "for _ in range(3): threading.Thread(target=work, daemon=True).start()\n"
+        "time.sleep(0.05)\n"
+    )
+    done = run_python(code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_wrong_choice_of_runtime_is_named():
     done = run_python("import fastode", FASTODE_OPENMP="maybe")
     assert done.returncode != 0

@@ -13,6 +13,7 @@
 #include "core/cpu_features.h"
 #include "core/isa.h"
 #include "core/thread_pool.h"
+#include "core/without_gil.h"
 
 namespace py = pybind11;
 
@@ -93,10 +94,10 @@ void bind_core(py::module_& m) {
     m.def("set_num_threads", &set_num_threads, py::arg("n"), "Use n threads (1 to 1024) for large calls.");
     m.def("share_openmp", &share_openmp, py::arg("wanted"),
           "Whether to use the threads of torch's OpenMP runtime; returns whether they will be used.");
-    m.def("stop_threads", &stop_threads, py::call_guard<py::gil_scoped_release>(),
+    m.def("stop_threads", &stop_threads, py::call_guard<WithoutGil>(),
           "End the worker threads; the next large call starts them again.");
     m.def("pool_trace", &pool_trace, py::arg("n_chunks"), py::arg("sleep_us") = 0, py::arg("fail_at") = -1,
-          py::arg("inner") = 1, py::call_guard<py::gil_scoped_release>(),
+          py::arg("inner") = 1, py::call_guard<WithoutGil>(),
           R"(Run n_chunks empty pieces of work and return, for each, which thread (0 = the caller) did it.
 
 Each piece sleeps sleep_us microseconds and then makes a nested parallel call of `inner` parts; every part is an entry

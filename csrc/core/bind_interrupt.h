@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "core/interrupt.h"
+#include "core/without_gil.h"
 
 namespace fastode {
 
@@ -45,11 +46,11 @@ void interruptible(F&& f) {
         }
     } signals;
     try {
-        const py::gil_scoped_release release;
+        const WithoutGil released;
         const Interrupt interrupt(&Signals::ask, &signals);
         std::forward<F>(f)();
     } catch (...) {
-        if (!signals.error) throw;
+        if (!signals.error) throw;  // Python ending this thread among it
     }
     if (signals.error) throw std::move(*signals.error);
 }

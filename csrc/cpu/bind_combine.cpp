@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/thread_pool.h"
+#include "core/without_gil.h"
 #include "cpu/combine.h"
 
 namespace py = pybind11;
@@ -47,7 +48,7 @@ void combine(uintptr_t out, uintptr_t base, uintptr_t scale, PyObject* const* co
     } else if (n * d <= kThreadAbove) {
         kernel(args, 0, n);
     } else {
-        py::gil_scoped_release release;
+        const WithoutGil released;
         parallel_for(n, std::max<int64_t>(1, kChunk / d),
                      [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
     }

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/bind_tools.h"
+#include "core/without_gil.h"
 #include "cpu/combine.h"
 #include "cpu/step_walker.h"
 #include "cpu/stepper.h"
@@ -18,7 +19,7 @@ namespace py = pybind11;
 namespace fastode {
 namespace {
 
-using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+using ReleaseGil = py::call_guard<WithoutGil>;
 
 py::array_t<int64_t> copied(const std::vector<int64_t>& values) {
     return py::array_t<int64_t>(static_cast<py::ssize_t>(values.size()), values.data());

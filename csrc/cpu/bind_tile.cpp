@@ -15,6 +15,7 @@
 #include "core/bind_interrupt.h"
 #include "core/bind_tools.h"
 #include "core/pages.h"
+#include "core/without_gil.h"
 #include "cpu/tile/backward.h"
 #include "cpu/tile/dense.h"
 #include "cpu/tile/forward.h"
@@ -219,7 +220,7 @@ Words write_record(const TileRecord<T>& record, int64_t dim) {
     const int64_t n_words = record_words<T>(header, record.batch(), dim);
     Words words = make_words(n_words);
     int64_t* const at = words.mutable_data();
-    const py::gil_scoped_release release;
+    const WithoutGil released;
     at[n_words - 1] = 0;
     std::memcpy(at, &header, sizeof header);
     const RecordParts<T> parts(at, header, record.batch());

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/bind_tools.h"
+#include "core/without_gil.h"
 #include "cuda/net_dispatch.h"
 
 namespace py = pybind11;
@@ -142,7 +143,7 @@ void bind_for(py::module_& m, const std::string& bits) {
                 solve.layers = set_layers(solve.layer, layers);
                 set_pages(solve.pages, chunks, pages, per_page, every, taken, last);
                 const NetLaunches<T>& run = launches<T>(device >= 0);
-                const py::gil_scoped_release release;
+                const WithoutGil released;
                 run.forward(solve, {device, pointer<void>(stream)});
             },
             py::kw_only(), py::arg("device"), py::arg("stream"), py::arg("batch"), py::arg("width"), py::arg("n_times"),
@@ -173,7 +174,7 @@ void bind_for(py::module_& m, const std::string& bits) {
                 adjoint.layers = set_layers(adjoint.layer, layers);
                 set_pages(adjoint.pages, chunks, pages, per_page, every, 0, last);
                 const NetLaunches<T>& run = launches<T>(device >= 0);
-                const py::gil_scoped_release release;
+                const WithoutGil released;
                 run.backward(adjoint, {device, pointer<void>(stream)});
             },
             py::kw_only(), py::arg("device"), py::arg("stream"), py::arg("batch"), py::arg("width"), py::arg("n_times"),

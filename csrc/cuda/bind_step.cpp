@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/bind_tools.h"
+#include "core/without_gil.h"
 #include "cuda/step_launch.h"
 
 namespace py = pybind11;
@@ -15,7 +16,7 @@ namespace py = pybind11;
 namespace fastode {
 namespace {
 
-using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+using ReleaseGil = py::call_guard<WithoutGil>;
 
 template <class T>
 const StepLaunches<T>& launches(bool device) {

@@ -14,6 +14,10 @@ _NOT_REPEATABLE = (
     "the field gave another value in the backward pass than in the forward pass at the same time and state: it is "
     "random (dropout?), or something it depends on has changed since; its gradient would be wrong"
 )
+_NOT_REPEATABLE_STEP = (
+    f"{_NOT_REPEATABLE}. Or it mixes samples, which are at other times then: fixed steps, or odeint with one step size "
+    "for all, keep them together"
+)
 
 
 def same_up_to_rounding(value: Tensor, expected: Tensor, field: FlatField) -> bool:
@@ -80,7 +84,7 @@ def check_step(
     largest = torch.stack([k.detach().abs().amax(dim=1, keepdim=True) for k in slopes]).amax(dim=0)
     felt = rounding * (y.abs().amax(dim=1, keepdim=True) + h.abs()[:, None] * largest) + accuracy
     if not _within(end - y, expected - y, precision**0.5, felt):
-        raise NotRepeatable(_NOT_REPEATABLE)
+        raise NotRepeatable(_NOT_REPEATABLE_STEP)
 
 
 def _precision(field: FlatField) -> tuple[float, float]:
