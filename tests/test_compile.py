@@ -321,6 +321,17 @@ def test_compiled_functions_and_parts_have_programs(kind: str, monkeypatch: pyte
     assert not torch.equal(*seen)
 
 
+@pytest.mark.parametrize("options", [{"method": "dopri5"}, {"method": "rk4", "step_size": 0.5}], ids=str)
+def test_compiling_leaves_the_numbers_of_methods_unchangeable(options: Any) -> None:
+    """Torch's compiler makes arrays that it looks at writeable."""
+    field = fastode.capture(MLPField(3, (8,)), torch.randn(4, 3))
+    solve = torch.compile(lambda y: fastode.solve(field, y, [0.0, 1.0], **options).ys, fullgraph=True, backend="eager")
+    solve(torch.randn(4, 3))
+    tableau = fastode.TABLEAUS[options["method"]]
+    for array in (tableau.a, tableau.b, tableau.c, tableau.e, tableau.p, tableau.q):
+        assert array is None or not array.flags.writeable
+
+
 def test_recordings_that_overlap_in_threads_leave_torch_as_it_was() -> None:
     """Torch has one stance of compilation for all threads; the first recording to begin may be the first to end."""
     from fastode.uncompiled import uncompiled

@@ -165,7 +165,8 @@ class Tableau:
     @property
     def is_adaptive(self) -> bool:
         """Whether the method has an error estimate."""
-        return self.e is not None
+        # Not by e: torch's compiler, which reads this, makes arrays that it looks at writeable.
+        return self.embedded_order is not None
 
     @property
     def error_exponent(self) -> float:
