@@ -20,7 +20,6 @@ from fastode.backends.compare import check_repeatable
 from fastode.checkpoint import Checkpoint
 from fastode.field import HALF_DTYPES
 from fastode.problem import Plan
-from fastode.tableaus import Tableau
 from fastode.vjp import FieldVjp
 
 _BUDGET = 2**26
@@ -58,7 +57,6 @@ class Tape:
         self.sizes: list[Tensor] = []  # nodes of the graph hold it, and must not hold the tape that holds them
         self._plan = plan
         self._y0 = y0.detach().clone().requires_grad_()  # the user may change it in place
-        self._tableau: Tableau = plan.tableau
         self._states: list[Tensor] = [self._y0]
         self._values: list[list[Tensor]] = []
 
@@ -74,7 +72,7 @@ class Tape:
 
     def evaluate(self, i: int, t: Tensor, numbers: Tensor) -> Tensor:
         """The value of stage i of the present step, at times (B,) and a state whose numbers are given (B, D)."""
-        stages, row = self._values[-1], self._tableau.a[i, :i].tolist()
+        stages, row = self._values[-1], self._plan.tableau.a[i, :i].tolist()
         used = [(weight, k) for weight, k in zip(row, stages, strict=True) if weight != 0.0]
         weights = [weight for weight, _ in used]
         with torch.enable_grad():
@@ -82,14 +80,14 @@ class Tape:
             state: Tensor = _Stage.apply(self.sizes, step, weights, numbers, self._states[-1], *(k for _, k in used))
             value = self._plan.field(t.clone(), state, self.controls).contiguous()
         stages.append(value)
-        if i + 1 == self._tableau.n_stages:  # in first-same-as-last form the step's end, and the next one's start
+        if i + 1 == self._plan.tableau.n_stages:  # in first-same-as-last form the step's end, and the next one's start
             self._states.append(state)
             self._values.append([value])
         return value
 
     def pull(self, record: Any, vjp: FieldVjp, grad_ys: Tensor, grad_coefs: Tensor | None) -> Gradients | None:
         """The gradients, from a record of the steps of all samples; None if the stages must be evaluated again."""
-        plan, tableau = self._plan, self._tableau
+        plan, tableau = self._plan, self._plan.tableau
         wanted = vjp.wanted(self.controls)
         if vjp.has_stand_ins or any(t.dtype in HALF_DTYPES for t in wanted):  # sums in half precision stand still
             return None
@@ -176,9 +174,9 @@ def start_tape(
         return None
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
         return None
-    common = plan.times.shape[1] == 1 or bool((plan.times == plan.times[:, :1]).all())
     sizes = plan.step_size
-    if not common or sizes is None or bool((sizes != sizes[0]).any()):
+    assert sizes is not None
+    if bool((plan.times != plan.times[:, :1]).any()) or bool((sizes != sizes[0]).any()):
         return None
     most = _BUDGET if policy.max_bytes is None else min(policy.max_bytes, _BUDGET)
     if _evaluations(plan) * _PER_EVALUATION > most:
